@@ -1,0 +1,79 @@
+"""How many rows a forward pass may have: from measured free memory, halved when it was too many."""
+
+from __future__ import annotations
+
+import logging
+
+import psutil
+import torch
+
+from circuitkit.core.errors import MeasurementError
+from circuitkit.models.hooked import HookedModel
+
+_log = logging.getLogger(__name__)
+
+# Above this many tokens a pass is bound by arithmetic everywhere we measured, and larger passes only take more memory.
+TOKENS_A_PASS = {"cpu": 4096, "cuda": 65536}
+
+
+class RowBudget:
+    """Rows that fit one pass. Final.
+
+    Args:
+        model: Whose passes.
+        n_pos: Tokens a row.
+        max_rows: The user's bound; None to use free memory.
+
+    Attributes:
+        rows: Rows a pass may have now.
+    """
+
+    def __init__(self, model: HookedModel, n_pos: int, max_rows: int | None = None) -> None:
+        if max_rows is not None and max_rows < 1:
+            raise MeasurementError(f"engine.max_rows must be at least 1, found {max_rows}. Leave it out to use the free memory.")
+        fitting = int(0.5 * free_bytes(model.device) // row_bytes(model, n_pos))
+        if fitting < 1 and max_rows is None:
+            raise MeasurementError(
+                f"Not even one prompt of {n_pos} tokens fits the free memory ({free_bytes(model.device) / 2**20:.0f} MiB, one row takes about "
+                f"{row_bytes(model, n_pos) / 2**20:.0f} MiB). Free some, take a smaller model or dtype, or set engine.max_rows=1 to try."
+            )
+        useful = max(1, TOKENS_A_PASS.get(model.device.type, 4096) // n_pos)
+        self.rows = max_rows if max_rows is not None else min(fitting, useful)
+
+    def halve(self, error: BaseException) -> None:
+        """Makes passes half as large after one did not fit.
+
+        Raises:
+            MeasurementError: A pass already had one row.
+        """
+        if self.rows == 1:
+            raise MeasurementError(
+                "Memory ran out in a pass with a single prompt. Take a smaller model or dtype (model.dtype=bfloat16), shorter prompts, or more "
+                "devices (model.device_map=auto)."
+            ) from error
+        self.rows = max(1, self.rows // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _log.warning("Memory ran out; going on with at most %d rows a pass.", self.rows)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in str(error) or "out of memory" in str(error))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be had now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available
+
+
+def row_bytes(model: HookedModel, n_pos: int) -> int:
+    """What one row of a pass takes at its peak, about: the MLP's and attention's working set and the logits in float32."""
+    width = 8 * model.d_model + 4 * model.n_heads * model.d_head + 3 * model.d_mlp
+    attention = model.n_heads * n_pos
+    return model.dtype.itemsize * n_pos * (width + attention) + model.d_vocab * (model.dtype.itemsize + 8)

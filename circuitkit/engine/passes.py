@@ -1,0 +1,124 @@
+"""One packed forward pass: rows are masks x prompts, and every layer is told what to replace, skip and narrow."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitkit.engine.edits import Edits
+from circuitkit.engine.replacements import Replacements
+from circuitkit.engine.trunk import Watch
+from circuitkit.models.hooked import HookedModel, Layer
+
+
+class PackedPass:
+    """What happens at each layer of a packed pass. Final; called by ``HookedModel.run`` layer by layer.
+
+    Args:
+        model: The model.
+        edits: Which outputs are kept.
+        replacements: What the others are replaced by.
+        rows: The prompts.
+        skip: Whether modules that every row replaces may be left uncomputed (the patcher does not read the activation).
+        entry: First layer of the pass.
+        entry_z: Outputs of its heads where they are known, so that its attention need not be computed.
+        narrow: Whether the last layer may be computed for the last position only, which is all that the logits there depend on.
+        watch: Keeps states on the way.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        edits: Edits,
+        replacements: Replacements,
+        rows: slice,
+        *,
+        skip: bool,
+        entry: int = 0,
+        entry_z: Float[Tensor, "prompt pos head d_head"] | None = None,
+        narrow: bool = True,
+        watch: Watch | None = None,
+    ) -> None:
+        self._model = model
+        self._edits = edits
+        self._replacements = replacements
+        self._rows = rows
+        self._skip = skip
+        self._entry = entry
+        self._narrow_layer = model.n_layers - 1 if narrow and skip else -1
+        self._watch = watch
+        self._n_prompts = rows.stop - rows.start
+        # Made before the pass: a module that is called by hand inside of one would be taken for the model's own call.
+        self._dead_out = {
+            index: self._narrowed(index, replacements.attention_out(index, rows))
+            for index in range(entry, model.n_layers)
+            if skip and not edits.heads(index).any()
+        }
+        known = entry_z is not None and entry not in self._dead_out
+        self._entry_out = self._attention_from(entry_z) if known else None
+
+    def __call__(self, layer: Layer) -> None:
+        if self._watch is not None:
+            self._watch.see(layer)
+        self._attention(layer)
+        self._mlp(layer)
+
+    def _attention(self, layer: Layer) -> None:
+        index = layer.index
+        keep = self._edits.heads(index)
+        if index in self._dead_out:
+            layer.skip_attention(self._rows_of(self._dead_out[index]))
+            return
+        if index == self._entry and self._entry_out is not None:
+            layer.skip_attention(self._entry_out)
+            return
+        watched = self._watch is not None and index in self._watch.layers
+        if keep.all() and not watched and index != self._narrow_layer:
+            return
+        z = layer.z
+        if self._watch is not None:
+            self._watch.see_z(index, z)
+        layer.z = self._narrowed(index, z if keep.all() else self._edited(index, keep, z))
+
+    def _mlp(self, layer: Layer) -> None:
+        index = layer.index
+        keep = self._edits.mlp(index)
+        if self._skip and not keep.any():
+            value = self._replacements.mlp(index, None, self._rows)
+            layer.skip_mlp(self._rows_of(self._narrowed(index, value)))
+            return
+        if index == self._narrow_layer:
+            layer.mlp_in = layer.mlp_in[:, -1:]
+        if not keep.all():
+            out = layer.mlp_out.unflatten(0, (self._edits.n_masks, self._n_prompts))
+            value = self._replacements.mlp(index, out, self._rows).to(out.device)
+            if index == self._narrow_layer:
+                value, keep = value[..., -1:, :], keep[..., -1:]
+            layer.mlp_out = torch.where(keep.unsqueeze(-1).to(out.device), out, value).flatten(0, 1)
+
+    def _attention_from(self, z: Float[Tensor, "prompt pos head d_head"]) -> Float[Tensor, "row pos d_model"]:
+        """The entry layer's attention output, from its heads' known outputs."""
+        index, n_masks = self._entry, self._edits.n_masks
+        keep = self._edits.heads(index)
+        if n_masks > 1 and (keep == keep[:1]).all():
+            keep = keep[:1]
+        if not keep.all():
+            z = self._edited(index, keep, z.repeat(len(keep), 1, 1, 1))
+        return self._rows_of(self._model.project(index, self._narrowed(index, z)))
+
+    def _edited(self, index: int, keep: Tensor, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "row pos head d_head"]:
+        z = z.unflatten(0, (len(keep), self._n_prompts))
+        values = self._replacements.heads(index, z, self._rows).to(z.device)
+        return torch.where(keep.unsqueeze(-1).to(z.device), z, values).flatten(0, 1)
+
+    def _narrowed(self, index: int, act: Tensor) -> Tensor:
+        """The last position only, in the layer that is narrowed; positions are the second axis."""
+        return act[:, -1:] if index == self._narrow_layer else act
+
+    def _rows_of(self, value: Float[Tensor, "some pos d_model"]) -> Float[Tensor, "row pos d_model"]:
+        """A value for one row, for each prompt, or for each mask x prompt, as rows."""
+        total = self._edits.n_masks * self._n_prompts
+        if len(value) in (1, total):
+            return value.expand(total, -1, -1)
+        return value.repeat(total // len(value), 1, 1)

@@ -1,0 +1,150 @@
+"""The naive oracle: one mask a forward pass, the whole pass, plain torch hooks. Slow, short, and easy to believe.
+
+It shares no code with the fast engine but the table of module paths, and it does not use nnsight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuitkit.core.graph import Kind, Node
+from circuitkit.core.shapes import Logits, Masks
+from circuitkit.engine.base import Engine
+
+
+class ReferenceEngine(Engine):
+    """Scores one mask at a time by the definition. Final.
+
+    Args:
+        model, prompts, patcher, metric, graph: As for every engine.
+        max_rows: Bound on the prompts of a pass; None for all at once.
+    """
+
+    def __init__(self, *args: Any, max_rows: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._max_rows = max_rows or len(self.prompts)
+        self._plain = self._sources(removed_heads=()) if self.patcher.needs.source != "none" else {}
+
+    def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
+        for index, mask in enumerate(masks):
+            removed = [node for node, kept in zip(self.graph.nodes, mask.tolist(), strict=True) if not kept]
+            sources = self._sources_for(removed)
+            for rows in self._slices():
+                with self._replaced(removed, sources, rows, self.prompts.clean):
+                    yield torch.tensor([index]), rows, self._forward(self.prompts.clean[rows])[None]
+
+    def clean_logits(self) -> Logits:
+        return torch.cat([self._forward(self.prompts.clean[rows]) for rows in self._slices()])
+
+    def _forward(self, ids: Tensor) -> Logits:
+        with torch.no_grad():
+            return self.model.hf(ids.to(self.model.device), use_cache=False).logits[:, -1].float()
+
+    def _slices(self) -> Iterator[slice]:
+        for first in range(0, len(self.prompts), self._max_rows):
+            yield slice(first, min(first + self._max_rows, len(self.prompts)))
+
+    def _sources_for(self, removed: list[Node]) -> dict[Node, Tensor]:
+        """What the patcher needs; with conditional means, MLP means are taken anew with the removed heads replaced."""
+        if not self.patcher.needs.conditional:
+            return self._plain
+        heads = tuple(node for node in removed if node.kind is Kind.HEAD)
+        conditional = self._sources(removed_heads=heads)
+        return {node: (conditional if node.kind is Kind.MLP else self._plain)[node] for node in self._plain}
+
+    def _sources(self, removed_heads: tuple[Node, ...]) -> dict[Node, Tensor]:
+        """Every component's activation on the corrupt prompts, a row a prompt, averaged where the patcher wants means."""
+        seen: dict[Node, list[Tensor]] = {}
+        for rows in self._slices():
+            with ExitStack() as stack:
+                if removed_heads:
+                    stack.enter_context(self._replaced(list(removed_heads), self._plain, rows, self.prompts.corrupt))
+                for layer in range(self.model.n_layers):
+                    stack.enter_context(self._recorded(layer, seen))
+                self._forward(self.prompts.corrupt[rows])
+        whole = {node: torch.cat(parts) for node, parts in seen.items()}
+        if self.patcher.needs.source == "run":
+            return whole
+        groups = self.prompts.groups if self.patcher.needs.pool == "group" else torch.zeros_like(self.prompts.groups)
+        for node, act in whole.items():
+            mean = torch.empty_like(act)
+            for group in groups.unique():
+                mean[groups == group] = act[groups == group].double().mean(0).to(act.dtype)
+            whole[node] = mean
+        return whole
+
+    @contextmanager
+    def _recorded(self, layer: int, seen: dict[Node, list[Tensor]]) -> Iterator[None]:
+        n_heads = self.model.n_heads
+
+        def z_hook(module: Any, args: tuple[Tensor, ...]) -> None:
+            for head, act in enumerate(args[0].unflatten(-1, (n_heads, -1)).unbind(-2)):
+                seen.setdefault(Node.of_head(layer, head), []).append(act)
+
+        def mlp_hook(module: Any, args: Any, out: Tensor) -> None:
+            seen.setdefault(Node.of_mlp(layer), []).append(out)
+
+        handles = [
+            self.model.module(layer, "out_proj").register_forward_pre_hook(z_hook),
+            self.model.module(layer, "mlp").register_forward_hook(mlp_hook),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _replaced(self, removed: list[Node], sources: dict[Node, Tensor], rows: slice, ids: Tensor) -> Iterator[None]:
+        """Within this context the removed nodes' outputs are replaced on some prompts."""
+        handles = []
+        try:
+            for layer in {node.layer for node in removed}:
+                heads = [node for node in removed if node.layer == layer and node.kind is Kind.HEAD]
+                mlps = [node for node in removed if node.layer == layer and node.kind is Kind.MLP]
+                if heads:
+                    hook = self._z_hook(heads, sources, rows)
+                    handles.append(self.model.module(layer, "out_proj").register_forward_pre_hook(hook))
+                if mlps:
+                    handles.append(self.model.module(layer, "mlp").register_forward_hook(self._mlp_hook(mlps, sources, rows)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _z_hook(self, heads: list[Node], sources: dict[Node, Tensor], rows: slice) -> Any:
+        def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            old = args[0].unflatten(-1, (self.model.n_heads, -1))
+            z = old.clone()
+            for node in heads:
+                z[..., node.head, :] = self._value(node, old[..., node.head, :], z[..., node.head, :], sources, rows)
+            return (z.flatten(-2), *args[1:])
+
+        return hook
+
+    def _mlp_hook(self, mlps: list[Node], sources: dict[Node, Tensor], rows: slice) -> Any:
+        def hook(module: Any, args: Any, old: Tensor) -> Tensor:
+            out = old
+            for node in mlps:
+                out = self._value(node, old, out, sources, rows)
+            return out
+
+        return hook
+
+    def _value(self, node: Node, act: Tensor, current: Tensor, sources: dict[Node, Tensor], rows: slice) -> Tensor:
+        """The activation after replacing a node, at all positions or only at those that it names."""
+        source = sources.get(node.component)
+        value = self.patcher.patch(act, None if source is None else source[rows].to(act.device), node.component)
+        if node.span is None:
+            return value
+        current = current.clone()
+        for row, group in enumerate(self.prompts.groups[rows].tolist()):
+            position = self.prompts.position(node.span, group)
+            current[row, position] = value[row, position]
+        return current

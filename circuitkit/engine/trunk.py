@@ -1,0 +1,102 @@
+"""Trunk: what enters each layer under one mask, kept so that other masks can start where they first differ from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitkit.engine.edits import Layout
+from circuitkit.engine.memory import free_bytes
+from circuitkit.models.hooked import HookedModel, Layer
+
+
+@dataclass
+class Watch:
+    """Keeps what enters the layers of a pass, and their heads' outputs.
+
+    Attributes:
+        layers: Layers to keep.
+        resid: What entered them.
+        z: Outputs of their heads before any replacement; missing where the attention was not computed.
+    """
+
+    layers: frozenset[int]
+    resid: dict[int, Tensor]
+    z: dict[int, Tensor]
+
+    @classmethod
+    def of(cls, layers: range, stride: int) -> Watch:
+        """Keeps every ``stride``-th layer of a range."""
+        return cls(frozenset(layer for layer in layers if layer % stride == 0), {}, {})
+
+    def see(self, layer: Layer) -> None:
+        """To be called before the attention of a layer runs."""
+        if layer.index in self.layers:
+            self.resid[layer.index] = layer.resid
+
+    def see_z(self, layer: int, z: Tensor) -> None:
+        """To be called with the heads' outputs as computed."""
+        if layer in self.layers:
+            self.z[layer] = z
+
+
+class Trunk:
+    """States of a run under ``mask``, valid below and at layer ``depth``. Final.
+
+    A state at layer l is valid for every mask that agrees with the trunk's on all layers below l.
+
+    Attributes:
+        mask: Whose run it is.
+        depth: Deepest layer whose state is held; -1 before the first run.
+        stride: Every how many layers a state is kept, so that they fit the memory.
+    """
+
+    def __init__(self, model: HookedModel, layout: Layout, n_prompts: int, n_pos: int) -> None:
+        self.layout = layout
+        self.mask: Bool[Tensor, "node"] = layout.graph.full()
+        self.depth = -1
+        self._resid: dict[int, Float[Tensor, "prompt pos d_model"]] = {}
+        self._z: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}
+        a_layer = n_prompts * n_pos * (model.d_model + model.n_heads * model.d_head) * model.dtype.itemsize
+        fitting = max(1, int(0.3 * free_bytes(model.device) // a_layer))
+        self.stride = -(-model.n_layers // fitting)
+
+    def valid_until(self, mask: Bool[Tensor, "node"]) -> int:
+        """Deepest layer whose state holds for this mask too; -1 if there is none."""
+        return min(self.depth, int(self.layout.first_difference(mask[None], self.mask)))
+
+    def entry(self, layer: int) -> int:
+        """The layer at or below this one from which a pass can start; 0 if there is none."""
+        layer = min(layer, self.depth)
+        return max(0, layer - layer % self.stride)
+
+    def resid(self, layer: int, rows: slice) -> Tensor | None:
+        """What enters the layer, for some prompts; None where it is not held."""
+        held = self._resid.get(layer)
+        return None if held is None else held[rows]
+
+    def z(self, layer: int, rows: slice) -> Tensor | None:
+        """The outputs of the layer's heads before replacement, likewise."""
+        held = self._z.get(layer)
+        return None if held is None else held[rows]
+
+    def replace(self, mask: Bool[Tensor, "node"], start: int, depth: int, watches: list[Watch]) -> None:
+        """Takes over the states of a run under ``mask`` that started at layer ``start`` and reached ``depth``.
+
+        Args:
+            mask: Of the run.
+            start: States below this layer stay.
+            depth: Deepest layer reached.
+            watches: What was seen, one for each slice of the prompts, in order.
+        """
+        for held, part in ((self._resid, "resid"), (self._z, "z")):
+            for layer in [layer for layer in held if layer > start]:
+                del held[layer]
+            seen = [getattr(watch, part) for watch in watches]
+            for layer in seen[0] if seen else ():
+                held[layer] = torch.cat([each[layer] for each in seen]) if len(seen) > 1 else seen[0][layer]
+        self.mask = mask.clone()
+        self.depth = depth

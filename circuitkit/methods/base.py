@@ -1,0 +1,34 @@
+"""Method: chooses which masks to score next, and what the answer is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from circuitkit.core.circuit import Circuit, Scores
+from circuitkit.core.graph import Level
+from circuitkit.core.records import Step
+from circuitkit.engine.base import Engine
+
+OnStep = Callable[[Step], None]
+
+
+class Method(ABC):
+    """A search. It asks the engine for scores, tells ``on_step`` of every evaluated candidate, and returns what it found.
+
+    Attributes:
+        name: As it is logged and configured.
+        level: How fine the units are that it searches.
+    """
+
+    name: str
+    level: Level = Level.NODE
+
+    @abstractmethod
+    def discover(self, engine: Engine, *, on_step: OnStep) -> Circuit | Scores:
+        """Runs the search.
+
+        Args:
+            engine: Scores masks.
+            on_step: To be called after each decision, in order.
+        """

@@ -1,0 +1,20 @@
+"""Rank of the answer."""
+
+from __future__ import annotations
+
+from circuitkit.core.prompts import PromptSet
+from circuitkit.core.shapes import Logits, Values
+from circuitkit.metrics import functional
+from circuitkit.metrics.base import Floor, Metric
+
+
+class AnswerRank(Metric):
+    """How many tokens are more likely than the answer; 0 is on top. Final."""
+
+    name = "answer_rank"
+    unit = "tokens"
+    higher_is_better = False
+    floor = Floor.PATCHED
+
+    def score(self, logits: Logits, prompts: PromptSet, *, clean_logits: Logits | None = None) -> Values:
+        return functional.answer_rank(logits, prompts.answers)

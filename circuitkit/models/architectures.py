@@ -1,0 +1,94 @@
+"""Where each family of transformers keeps what we read and write: a table of module paths, and nothing else.
+
+The output of a head before the output projection (z) is the input of ``out_proj``, its last axis split by head. The same holds for
+grouped key/value heads, because z has one slice a query head. Paths below ``blocks`` are relative to one block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from circuitkit.core.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Module paths of one family.
+
+    Attributes:
+        family: As in the model's ``config.model_type``.
+        blocks: The list of layers.
+        attention: The attention module in a block; returns a pair whose first part is added to the residual stream.
+        out_proj: The output projection in a block; its input is z.
+        mlp: The MLP in a block; returns what is added to the residual stream.
+        attention_norm: The norm before attention, in a block.
+        mlp_norm: The norm before the MLP, in a block.
+        query_key_value: The projections of the attention input, relative to the block; one path if they are fused.
+        final_norm: The norm before the unembedding.
+        unembed: The unembedding.
+        embed: The token embedding.
+        parallel: Name of the config flag that says that MLP and attention both read the block's input; empty where it never is so.
+    """
+
+    family: str
+    blocks: str = "model.layers"
+    attention: str = "self_attn"
+    out_proj: str = "self_attn.o_proj"
+    mlp: str = "mlp"
+    attention_norm: str = "input_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    query_key_value: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    final_norm: str = "model.norm"
+    unembed: str = "lm_head"
+    embed: str = "model.embed_tokens"
+    parallel: str = ""
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.family: architecture
+    for architecture in (
+        Architecture(
+            "gpt2",
+            blocks="transformer.h",
+            attention="attn",
+            out_proj="attn.c_proj",
+            attention_norm="ln_1",
+            mlp_norm="ln_2",
+            query_key_value=("attn.c_attn",),
+            final_norm="transformer.ln_f",
+            embed="transformer.wte",
+        ),
+        Architecture(
+            "gpt_neox",
+            blocks="gpt_neox.layers",
+            attention="attention",
+            out_proj="attention.dense",
+            query_key_value=("attention.query_key_value",),
+            final_norm="gpt_neox.final_layer_norm",
+            unembed="embed_out",
+            embed="gpt_neox.embed_in",
+            parallel="use_parallel_residual",
+        ),
+        Architecture("llama"),
+        Architecture("mistral"),
+        Architecture("qwen2"),
+        Architecture("qwen3"),
+        Architecture("gemma2", mlp_norm="pre_feedforward_layernorm"),
+    )
+}
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The table entry for a transformers config.
+
+    Raises:
+        ModelError: The family is not in the table.
+    """
+    family = getattr(config, "model_type", None)
+    if family not in ARCHITECTURES:
+        raise ModelError(
+            f"Models of type {family!r} are not in the architecture table. Known: {', '.join(sorted(ARCHITECTURES))}. To add one, add its "
+            "module paths to circuitkit.models.architectures.ARCHITECTURES and run `circuitkit job=doctor` on it."
+        )
+    return ARCHITECTURES[family]

@@ -1,0 +1,239 @@
+"""HookedModel: a transformers model whose components can be read, replaced and skipped while it runs.
+
+Everything goes through nnsight. In one pass the sites of a layer must be touched in the order in which the model computes them:
+``resid``, attention (``z`` or ``skip_attention``), MLP (``mlp_in``, ``mlp_out`` or ``skip_mlp``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import nnsight
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from circuitkit.core.graph import Graph
+from circuitkit.models.architectures import Architecture, architecture_of
+
+Resid = Float[Tensor, "row pos d_model"]
+Heads = Float[Tensor, "row pos head d_head"]
+
+
+class Layer:
+    """One layer of a model in the middle of a pass. Final.
+
+    Attributes:
+        index: Which layer, from 0.
+    """
+
+    def __init__(self, index: int, block: Any, architecture: Architecture, n_heads: int) -> None:
+        self.index = index
+        self._block = block
+        self._attention = _descend(block, architecture.attention)
+        self._out_proj = _descend(block, architecture.out_proj)
+        self._mlp = _descend(block, architecture.mlp)
+        self._n_heads = n_heads
+
+    @property
+    def resid(self) -> Resid:
+        """What enters the layer."""
+        return self._block.input
+
+    @resid.setter
+    def resid(self, value: Resid) -> None:
+        self._block.input = value
+
+    @property
+    def z(self) -> Heads:
+        """Output of every head, before the output projection."""
+        return self._out_proj.input.unflatten(-1, (self._n_heads, -1))
+
+    @z.setter
+    def z(self, value: Heads) -> None:
+        self._out_proj.input = value.flatten(-2)
+
+    @property
+    def attention_out(self) -> Resid:
+        """What the attention adds to the residual stream."""
+        return self._attention.output[0]
+
+    @property
+    def mlp_in(self) -> Resid:
+        """What the MLP reads, after its norm."""
+        return self._mlp.input
+
+    @mlp_in.setter
+    def mlp_in(self, value: Resid) -> None:
+        self._mlp.input = value
+
+    @property
+    def mlp_out(self) -> Resid:
+        """What the MLP adds to the residual stream."""
+        return self._mlp.output
+
+    @mlp_out.setter
+    def mlp_out(self, value: Resid) -> None:
+        self._mlp.output = value
+
+    def skip(self, resid: Resid) -> None:
+        """Does not compute the layer; ``resid`` leaves it."""
+        self._block.skip(resid)
+
+    def skip_attention(self, out: Resid) -> None:
+        """Does not compute the attention; ``out`` is added to the residual stream instead."""
+        self._attention.skip((out, None))
+
+    def skip_mlp(self, out: Resid) -> None:
+        """Does not compute the MLP; ``out`` is added to the residual stream instead."""
+        self._mlp.skip(out)
+
+
+Visit = Callable[[Layer], None]
+
+
+class HookedModel:
+    """A model, its tokenizer, and the means to intervene in it. Final.
+
+    Attributes:
+        name: For people and files.
+        hf: The transformers model, unchanged.
+        tokenizer: Its tokenizer; None if it is not needed.
+        architecture: Where things are.
+        revision: Of the weights, where known.
+        n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab: Its shape.
+        graph: Its heads and MLPs.
+    """
+
+    def __init__(self, name: str, hf: nn.Module, tokenizer: Any = None, *, revision: str | None = None) -> None:
+        config = hf.config.get_text_config() if hasattr(hf.config, "get_text_config") else hf.config
+        self.name = name
+        self.hf = hf.eval()
+        self.tokenizer = tokenizer
+        self.revision = revision
+        self.architecture = architecture_of(config)
+        self.n_layers: int = config.num_hidden_layers
+        self.n_heads: int = config.num_attention_heads
+        self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
+        self.d_model: int = config.hidden_size
+        self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
+        self.d_mlp: int = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * self.d_model
+        self.d_vocab: int = config.vocab_size
+        self.is_parallel = bool(self.architecture.parallel and getattr(config, self.architecture.parallel, False))
+        self.graph = Graph(self.n_layers, self.n_heads)
+        self._envoy = nnsight.NNsight(hf)
+        blocks = _descend(self._envoy, self.architecture.blocks)
+        self._layers = tuple(Layer(index, blocks[index], self.architecture, self.n_heads) for index in range(self.n_layers))
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the embedding."""
+        return self.hf.get_input_embeddings().weight.device if not self._is_offloaded else torch.device(self._execution_device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.hf.dtype
+
+    @cached_property
+    def _execution_device(self) -> Any:
+        hook = getattr(self.hf.get_input_embeddings(), "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return "cpu" if device is None else device
+
+    @cached_property
+    def _is_offloaded(self) -> bool:
+        return self.hf.get_input_embeddings().weight.device.type == "meta"
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where a layer computes, for a model that Accelerate has placed on several devices."""
+        block = self.hf.get_submodule(f"{self.architecture.blocks}.{layer}")
+        hook = getattr(block, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device(device if not isinstance(device, int) else f"cuda:{device}")
+        device = next(block.parameters()).device
+        return self.device if device.type == "meta" else device
+
+    def run(
+        self,
+        ids: Int[Tensor, "row pos"],
+        visit: Visit | None = None,
+        *,
+        start: int = 0,
+        resid: Resid | None = None,
+        stop: int | None = None,
+        keep: int = 1,
+        **inputs: Any,
+    ) -> Float[Tensor, "row kept d_vocab"] | None:
+        """One forward pass without gradients.
+
+        Args:
+            ids: Token ids.
+            visit: Called for every computed layer in order; reads and writes its sites in the order of computation.
+            start: First layer that is computed; layers below are skipped.
+            resid: What enters layer ``start``; not needed at 0.
+            stop: Layer after whose ``visit`` the pass ends. None runs to the logits.
+            keep: How many last positions are unembedded; 0 for all.
+            inputs: Further arguments of the model's forward, such as ``attention_mask``.
+
+        Returns:
+            Logits of the last ``keep`` positions in the model's dtype, or None if the pass was stopped.
+        """
+        if visit is None and start == 0:
+            with torch.no_grad():
+                return self.hf(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}).logits
+        end = self.n_layers if stop is None else stop + 1
+        logits = None
+        with torch.no_grad(), self._envoy.trace(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}) as tracer:
+            _walk(self._layers, visit, start, end, resid)
+            if stop is None:
+                logits = nnsight.save(self._envoy.output.logits)
+            else:
+                tracer.stop()
+        return logits
+
+    def project(self, layer: int, z: Heads) -> Resid:
+        """What heads' outputs add to the residual stream together, bias included: the output projection, outside of a pass."""
+        path = f"{self.architecture.blocks}.{layer}.{self.architecture.out_proj}"
+        with torch.no_grad():
+            return self.hf.get_submodule(path)(z.flatten(-2))
+
+    def module(self, layer: int, part: str) -> nn.Module:
+        """The plain torch module of one part of a layer: ``attention``, ``out_proj``, ``mlp``, ``attention_norm`` or ``mlp_norm``."""
+        return self.hf.get_submodule(f"{self.architecture.blocks}.{layer}.{getattr(self.architecture, part)}")
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            if tensor.device.type != "meta":
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all weights that are in memory, computed once."""
+        return self._fingerprint
+
+    def __repr__(self) -> str:
+        shape = f"{self.n_layers} layers x {self.n_heads} heads, d_model {self.d_model}"
+        return f"HookedModel({self.name!r}, {self.architecture.family}, {shape}, {self.dtype})"
+
+
+def _walk(layers: tuple[Layer, ...], visit: Visit | None, start: int, end: int, resid: Resid | None) -> None:
+    """Runs inside a trace: passes the layers in order. An ordinary function sees real tensors there."""
+    for layer in layers[:start]:
+        layer.skip(resid)
+    if visit is not None:
+        for layer in layers[start:end]:
+            visit(layer)
+
+
+def _descend(root: Any, path: str) -> Any:
+    for part in path.split("."):
+        root = getattr(root, part)
+    return root

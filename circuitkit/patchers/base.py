@@ -1,0 +1,59 @@
+"""What a removed component is replaced by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from circuitkit.core.graph import Node
+from circuitkit.core.shapes import Acts
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a patcher must be given besides the current activation.
+
+    Attributes:
+        source: ``none``; ``run`` for the corrupt run's activation of the same prompt; ``mean`` for the mean over the corrupt prompts,
+            position by position.
+        pool: ``group`` to average within each template, ``all`` to average over all prompts. Only for ``mean``.
+        conditional: MLP means are taken on the corrupt prompts with the heads that are currently out already replaced.
+    """
+
+    source: Literal["none", "run", "mean"] = "none"
+    pool: Literal["group", "all"] = "all"
+    conditional: bool = False
+
+
+class Patcher(ABC):
+    """Says what the output of a removed component is replaced by. Pure: same inputs, same value.
+
+    A patcher of your own sets ``needs`` and implements ``patch``:
+
+        class Half(Patcher):
+            needs = Needs()
+            def patch(self, act, source, site):
+                return act / 2
+
+    Attributes:
+        needs: What the engine has to prepare.
+        reads_activation: Whether the value depends on the current activation. False lets the engine skip computing components that
+            are replaced in every row, and then ``act`` carries only shape, dtype and device. The default is the safe one.
+    """
+
+    needs: Needs = Needs()
+    reads_activation: bool = True
+
+    @abstractmethod
+    def patch(self, act: Acts, source: Acts | None, site: Node) -> Acts:
+        """The replacement for one component's output.
+
+        Args:
+            act: What the component computes now. Not to be changed in place.
+            source: What ``needs`` asked for, in the same shape; None if it asked for nothing.
+            site: The component, for patchers that treat components differently.
+
+        Returns:
+            A tensor of the shape, dtype and device of ``act``.
+        """
