@@ -92,6 +92,11 @@ class Engine(ABC):
         """How many masks fit one pass without cost: what a method that guesses ahead should offer at a time."""
         return 1
 
+    @property
+    def margin(self) -> float:
+        """How far, in %, two exact paths may differ by rounding: closer decisions are taken by ``certain``."""
+        return 0.01 if self.model.dtype == torch.float32 else 0.5
+
     @abstractmethod
     def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
         """Runs the masks, part by part.
@@ -107,6 +112,13 @@ class Engine(ABC):
     @abstractmethod
     def clean_logits(self) -> Logits:
         """Logits of the untouched model at the last position, float32."""
+
+    def all_logits(self, masks: Masks) -> Logits:
+        """Logits of every mask and prompt at once. Large: masks x prompts x vocabulary."""
+        logits = torch.empty(len(masks), len(self.prompts), self.model.d_vocab)
+        for chosen, rows, part in self.passes(self._checked(masks), None):
+            logits[chosen, rows] = part.cpu()
+        return logits
 
     def score(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Values:
         """The metric for each mask and prompt.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +12,9 @@ from circuitkit.engine.edits import Edits
 from circuitkit.engine.replacements import Replacements
 from circuitkit.engine.trunk import Watch
 from circuitkit.models.hooked import HookedModel, Layer
+
+SeeMlp = Callable[[int, Tensor], None]
+"""Told of a layer and of its MLP's output for the rows of a pass."""
 
 
 class PackedPass:
@@ -25,6 +30,7 @@ class PackedPass:
         entry_z: Outputs of its heads where they are known, so that its attention need not be computed.
         narrow: Whether the last layer may be computed for the last position only, which is all that the logits there depend on.
         watch: Keeps states on the way.
+        see_mlp: Told of the output of every MLP that is computed, before any replacement.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class PackedPass:
         entry_z: Float[Tensor, "prompt pos head d_head"] | None = None,
         narrow: bool = True,
         watch: Watch | None = None,
+        see_mlp: SeeMlp | None = None,
     ) -> None:
         self._model = model
         self._edits = edits
@@ -48,6 +55,7 @@ class PackedPass:
         self._entry = entry
         self._narrow_layer = model.n_layers - 1 if narrow and skip else -1
         self._watch = watch
+        self._see_mlp = see_mlp
         self._n_prompts = rows.stop - rows.start
         # Made before the pass: a module that is called by hand inside of one would be taken for the model's own call.
         self._dead_out = {
@@ -86,10 +94,12 @@ class PackedPass:
         keep = self._edits.mlp(index)
         if self._skip and not keep.any():
             value = self._replacements.mlp(index, None, self._rows)
-            layer.skip_mlp(self._rows_of(self._narrowed(index, value)))
+            layer.skip_mlp(self._rows_of(value[..., -1:, :] if index == self._narrow_layer else value))
             return
         if index == self._narrow_layer:
             layer.mlp_in = layer.mlp_in[:, -1:]
+        if self._see_mlp is not None:
+            self._see_mlp(index, layer.mlp_out)
         if not keep.all():
             out = layer.mlp_out.unflatten(0, (self._edits.n_masks, self._n_prompts))
             value = self._replacements.mlp(index, out, self._rows).to(out.device)
@@ -112,13 +122,13 @@ class PackedPass:
         values = self._replacements.heads(index, z, self._rows).to(z.device)
         return torch.where(keep.unsqueeze(-1).to(z.device), z, values).flatten(0, 1)
 
-    def _narrowed(self, index: int, act: Tensor) -> Tensor:
-        """The last position only, in the layer that is narrowed; positions are the second axis."""
+    def _narrowed(self, index: int, act: Float[Tensor, "row pos *rest"]) -> Float[Tensor, "row some *rest"]:
+        """The last position only, in the layer that is narrowed."""
         return act[:, -1:] if index == self._narrow_layer else act
 
-    def _rows_of(self, value: Float[Tensor, "some pos d_model"]) -> Float[Tensor, "row pos d_model"]:
-        """A value for one row, for each prompt, or for each mask x prompt, as rows."""
-        total = self._edits.n_masks * self._n_prompts
-        if len(value) in (1, total):
-            return value.expand(total, -1, -1)
-        return value.repeat(total // len(value), 1, 1)
+    def _rows_of(self, value: Tensor) -> Float[Tensor, "row pos d_model"]:
+        """A value for one row, for each prompt, for each mask, or for each mask x prompt, as rows."""
+        n_masks, n_prompts = self._edits.n_masks, self._n_prompts
+        if len(value) == n_masks * n_prompts and value.ndim == 3:
+            return value
+        return value.expand(n_masks, n_prompts, *value.shape[-2:]).flatten(0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -58,27 +58,46 @@ class GroupMean:
         return (self._sum / counts.view(-1, *[1] * (self._sum.ndim - 1))).to(dtype)
 
 
-def collect(model: HookedModel, prompts: PromptSet, needs: Needs, slices: Iterator[slice]) -> Collected:
-    """Runs the corrupt prompts once and keeps what the patcher needs."""
-    groups = entries(needs, prompts)
-    sums: dict[tuple[str, int], GroupMean] = {}
-    parts: dict[tuple[str, int], list[Tensor]] = {}
-    for rows in slices:
+class Collector:
+    """Keeps of the corrupt run what a patcher needs, slice by slice. Final.
 
-        def visit(layer: Layer, rows: slice = rows) -> None:
-            for part, act in (("heads", layer.z), ("mlps", layer.mlp_out)):
-                if needs.source == "mean":
-                    sums.setdefault((part, layer.index), GroupMean(groups)).add(act, rows)
-                else:
-                    parts.setdefault((part, layer.index), []).append(act)
+    Args:
+        model: The model.
+        prompts: The prompts.
+        needs: What to keep.
+    """
 
-        model.run(prompts.corrupt[rows], visit, stop=model.n_layers - 1)
-    collected = Collected()
-    for (part, layer), total in sums.items():
-        getattr(collected, part)[layer] = total.value(model.dtype)
-    for (part, layer), pieces in parts.items():
-        getattr(collected, part)[layer] = torch.cat(pieces)
-    return collected
+    def __init__(self, model: HookedModel, prompts: PromptSet, needs: Needs) -> None:
+        self._model = model
+        self._prompts = prompts
+        self._needs = needs
+        self._groups = entries(needs, prompts)
+        self._sums: dict[tuple[str, int], GroupMean] = {}
+        self._parts: dict[tuple[str, int], list[Tensor]] = {}
+
+    def add(self, rows: slice) -> None:
+        """Runs some corrupt prompts. Nothing is kept of a run that fails."""
+        seen: dict[tuple[str, int], Tensor] = {}
+
+        def visit(layer: Layer) -> None:
+            seen["heads", layer.index] = layer.z
+            seen["mlps", layer.index] = layer.mlp_out
+
+        self._model.run(self._prompts.corrupt[rows], visit, stop=self._model.n_layers - 1)
+        for key, act in seen.items():
+            if self._needs.source == "mean":
+                self._sums.setdefault(key, GroupMean(self._groups)).add(act, rows)
+            else:
+                self._parts.setdefault(key, []).append(act)
+
+    def collected(self) -> Collected:
+        """What was kept."""
+        collected = Collected()
+        for (part, layer), total in self._sums.items():
+            getattr(collected, part)[layer] = total.value(self._model.dtype)
+        for (part, layer), pieces in self._parts.items():
+            getattr(collected, part)[layer] = torch.cat(pieces)
+        return collected
 
 
 class Replacements:
@@ -119,7 +138,7 @@ class Replacements:
         if layer not in self._mlps:
             source = self._collected.mlps.get(layer)
             self._mlps[layer] = self._patcher.patch(self._blank(layer, source, (self._model.d_model,)), source, site)
-        return self._pick(self._mlps[layer], rows)
+        return self._pick(self._mlps[layer], rows, axis=self._mlps[layer].ndim - 3)
 
     def attention_out(self, layer: int, rows: slice) -> Float[Tensor, "prompt pos d_model"]:
         """What an attention adds to the residual stream when all its heads are replaced, for patchers that do not read the activation."""
@@ -127,6 +146,17 @@ class Replacements:
             self.heads(layer, None, rows)
             self._outs[layer] = self._model.project(layer, self._heads[layer])
         return self._pick(self._outs[layer], rows)
+
+    def mlp_table(self, layer: int) -> Float[Tensor, "entry pos d_model"]:
+        """The values for the MLP of a layer, before they are dealt out to prompts."""
+        self.mlp(layer, None, slice(0, 1))
+        return self._mlps[layer]
+
+    def with_mlps(self, tables: dict[int, Float[Tensor, "mask entry pos d_model"]]) -> Replacements:
+        """The same replacements, but with other MLP values for each mask in some layers."""
+        other = copy(self)
+        other._mlps = {**self._mlps, **tables}
+        return other
 
     def _patch_heads(self, layer: int, z: Tensor, source: Tensor | None) -> Tensor:
         values = []
@@ -145,7 +175,7 @@ class Replacements:
     def _source(self, table: dict[int, Tensor], layer: int, rows: slice) -> Tensor | None:
         return self._pick(table[layer], rows) if layer in table else None
 
-    def _pick(self, table: Tensor, rows: slice) -> Tensor:
-        if len(table) == 1:
+    def _pick(self, table: Tensor, rows: slice, axis: int = 0) -> Tensor:
+        if table.shape[axis] == 1:
             return table
-        return table[self._entries[rows].to(table.device)]
+        return table.index_select(axis, self._entries[rows].to(table.device))

@@ -1,0 +1,145 @@
+"""The paper's node search: greedy removal in alternating sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.errors import ConfigError, unknown_choice
+from circuitkit.core.graph import Graph, Kind, Node
+from circuitkit.core.records import Step
+from circuitkit.engine.base import Engine
+from circuitkit.methods.base import Method, OnStep
+
+DIRECTIONS = ("backward", "forward")
+
+
+class IterativePruning(Method):
+    """Starts with everything and removes, one after the other, each node without which the score stays above the threshold. Final.
+
+    Sweeps alternate, last layer to first (in a layer the MLP, then the heads in order) and first to last (the heads, then the MLP),
+    until one changes nothing. What was removed stays removed. The result depends on the order and the threshold.
+
+    Source: "Towards Interpretable Sequence Continuation" (arXiv 2311.04131), iterative pruning for nodes, T_n = 80 %.
+
+    Args:
+        threshold: Share of the untouched model's score that must be left, in (0, 1].
+        order: Direction of the first sweep, ``backward`` or ``forward``.
+        max_sweeps: Stop after so many sweeps; None to go on until one changes nothing. 1 is what the paper does for Llama-2.
+        keep: Names of nodes that are never removed, such as ``[m11]``.
+        speculate: Whether several candidates may be scored in one pass by guessing the decisions between them; never changes a decision.
+    """
+
+    name = "iterative_pruning"
+
+    def __init__(
+        self, threshold: float = 0.8, order: str = "backward", max_sweeps: int | None = None, keep: Iterable[str] = (), speculate: bool = True
+    ) -> None:
+        if not 0 < threshold <= 1:
+            raise ConfigError(
+                f"method.threshold must be in (0, 1], found {threshold}. It is the share of the untouched model's score that must be left; "
+                "the paper takes 0.8."
+            )
+        if order not in DIRECTIONS:
+            raise ConfigError(unknown_choice("order of sweeps (method.order)", order, DIRECTIONS))
+        if max_sweeps is not None and max_sweeps < 1:
+            raise ConfigError(f"method.max_sweeps must be at least 1, found {max_sweeps}. Leave it out to sweep until nothing changes.")
+        self.threshold = threshold
+        self.order = order
+        self.max_sweeps = max_sweeps
+        self.keep = tuple(keep)
+        self.speculate = speculate
+
+    def discover(self, engine: Engine, *, on_step: OnStep) -> Circuit:
+        graph = engine.graph
+        never = {graph.nodes[graph.index(name)] for name in self.keep}
+        mask, score, sweep, order = graph.full(), 100.0, 0, 0
+        while self.max_sweeps is None or sweep < self.max_sweeps:
+            direction = DIRECTIONS[(DIRECTIONS.index(self.order) + sweep) % 2]
+            candidates = [node for node in candidates_in(graph, direction) if mask[graph.index(node)] and node not in never]
+            before = int(mask.sum())
+            guesser = Guesser(engine.batch if self.speculate else 1, removing=sweep == 0)
+            done = 0
+            while done < len(candidates):
+                for decision in self._decide(engine, mask, candidates[done:], guesser):
+                    if not decision.kept:
+                        mask, score = graph.without(mask, [decision.node]), decision.score
+                    size = int(mask.sum())
+                    on_step(Step(sweep, order, str(decision.node), decision.score, decision.kept, size, direction, len(candidates)))
+                    order, done = order + 1, done + 1
+            sweep += 1
+            if int(mask.sum()) == before:
+                break
+        return Circuit.of(graph, mask, model=engine.model.name, score=score)
+
+    def _decide(self, engine: Engine, mask: Bool[Tensor, "node"], candidates: Sequence[Node], guesser: Guesser) -> list[Decision]:
+        """Scores the next few candidates at once and returns those decisions whose guesses about earlier ones came true."""
+        candidates = candidates[: guesser.depth]
+        masks = torch.stack(guesser.masks(engine.graph, mask, candidates))
+        decisions = []
+        for node, trial, score in zip(candidates, masks, engine.percent(masks, base=mask).tolist(), strict=True):
+            if abs(score - 100 * self.threshold) <= engine.margin:
+                score = engine.certain(trial)
+            decisions.append(Decision(node, score, kept=not score > 100 * self.threshold))
+            if decisions[-1].kept == guesser.removing:
+                break
+        guesser.learn(decisions, len(candidates))
+        return decisions
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a candidate stays, and the score without it."""
+
+    node: Node
+    score: float
+    kept: bool
+
+
+class Guesser:
+    """Guesses that the next decisions will be like the last one, and looks as far ahead as that proves right. Final.
+
+    Attributes:
+        depth: How many candidates to score at once.
+        removing: The guess: the next candidates will be removed.
+    """
+
+    def __init__(self, limit: int, *, removing: bool) -> None:
+        self._limit = limit
+        self.depth = min(2, limit)
+        self.removing = removing
+
+    def masks(self, graph: Graph, mask: Bool[Tensor, "node"], candidates: Sequence[Node]) -> list[Bool[Tensor, "node"]]:
+        """For each candidate the mask without it, were the guess right about those before it."""
+        if self.removing:
+            return [graph.without(mask, candidates[: place + 1]) for place in range(len(candidates))]
+        return [graph.without(mask, [node]) for node in candidates]
+
+    def learn(self, decisions: Sequence[Decision], asked: int) -> None:
+        """Looks twice as far after a run of right guesses, half as far after a wrong one, and then guesses the other way."""
+        right = sum(decision.kept != self.removing for decision in decisions)
+        if right == asked:
+            self.depth = min(2 * self.depth, self._limit)
+        else:
+            self.depth = max(1, min(self.depth // 2, self._limit))
+            self.removing = not decisions[-1].kept
+
+
+def candidates_in(graph: Graph, direction: str) -> list[Node]:
+    """All nodes in the order in which a sweep tries them.
+
+    ``forward`` goes from the first layer to the last, heads before the MLP; ``backward`` from the last layer to the first, the MLP
+    before the heads, and heads in index order in both.
+    """
+    layers = range(graph.n_layers)
+    by_layer: dict[int, tuple[list[Node], list[Node]]] = {layer: ([], []) for layer in layers}
+    for node in graph.nodes:
+        by_layer[node.layer][node.kind is Kind.MLP].append(node)
+    if direction == "forward":
+        return [node for layer in layers for node in (*by_layer[layer][0], *by_layer[layer][1])]
+    return [node for layer in reversed(layers) for node in (*by_layer[layer][1], *by_layer[layer][0])]
