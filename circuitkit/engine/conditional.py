@@ -87,13 +87,14 @@ class ConditionalMeans:
             return see_mlp
 
         base = self._with_all_mlps(base[None])[0]
-        for part, _ in self._lane.run(heads_only, lambda *_: self._plain, base, stop=deepest, see_mlp=see):
+        latest = torch.tensor([min(layers[place]) for place in places])
+        for part, _ in self._lane.run(heads_only, lambda *_: self._plain, base, stop=deepest, latest=latest, see_mlp=see):
             for key, act in seen.items():
                 sums.setdefault(key, GroupMean(self._groups)).add(act, part.rows)
         if len(self._held) > _HELD:
             self._held.clear()
         for (layer, heads), place in missing.items():
-            self._held[layer, heads] = sums[places.index(place), layer].value(self._dtype)
+            self._held[layer, heads] = self._plain.mlp_from(layer, sums[places.index(place), layer].value(self._dtype))
 
     def _split(self, masks: Masks) -> tuple[Bool[Tensor, "mask layer head"], Bool[Tensor, "mask layer span"]]:
         units = self._layout.by_layer(masks).unflatten(-1, (self._layout.graph.n_heads + 1, -1))

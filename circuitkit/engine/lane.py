@@ -78,6 +78,7 @@ class Lane:
         base: Bool[Tensor, "node"] | None = None,
         *,
         stop: int | None = None,
+        latest: Int[Tensor, "mask"] | None = None,
         see_mlp: Callable[[Pack], SeeMlp] | None = None,
     ) -> Iterator[tuple[Pack, Tensor | None]]:
         """Runs masks, packed.
@@ -87,15 +88,16 @@ class Lane:
             replacements_for: Gives what removed components are replaced by, for some of the masks.
             base: The mask from which these were made; what they share with it is computed once and held.
             stop: Last layer to compute; None for the logits.
+            latest: For each mask a layer that has to be computed even if nothing changed up to there; None for the last one.
             see_mlp: Makes for each pack what is told of the MLPs' outputs.
 
         Yields:
             Each pack with the last position's logits of its rows in float32, or None if stopped before.
         """
         base = self.trunk.mask if base is None else base
-        last = self._model.n_layers - 1 if stop is None else stop
-        self.extend(base, min(last, int(self._layout.first_difference(masks, base).min())), replacements_for)
-        starts = self._layout.first_difference(masks, self.trunk.mask).clamp(max=last)
+        latest = torch.full((len(masks),), self._model.n_layers - 1) if latest is None else latest
+        self.extend(base, int(self._layout.first_difference(masks, base).minimum(latest).min()), replacements_for)
+        starts = self._layout.first_difference(masks, self.trunk.mask).minimum(latest)
         waiting = pack(masks, starts, self._layout, len(self._ids), self._budget.rows)
         while waiting:
             part = waiting.pop(0)

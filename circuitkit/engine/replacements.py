@@ -136,8 +136,7 @@ class Replacements:
             source = self._source(self._collected.mlps, layer, rows)
             return self._patcher.patch(out, None if source is None else source.expand_as(out), site)
         if layer not in self._mlps:
-            source = self._collected.mlps.get(layer)
-            self._mlps[layer] = self._patcher.patch(self._blank(layer, source, (self._model.d_model,)), source, site)
+            self._mlps[layer] = self.mlp_from(layer, self._collected.mlps.get(layer))
         return self._pick(self._mlps[layer], rows, axis=self._mlps[layer].ndim - 3)
 
     def attention_out(self, layer: int, rows: slice) -> Float[Tensor, "prompt pos d_model"]:
@@ -151,6 +150,10 @@ class Replacements:
         """The values for the MLP of a layer, before they are dealt out to prompts."""
         self.mlp(layer, None, slice(0, 1))
         return self._mlps[layer]
+
+    def mlp_from(self, layer: int, source: Float[Tensor, "entry pos d_model"] | None) -> Float[Tensor, "entry pos d_model"]:
+        """The values for the MLP of a layer that the patcher makes of a source, for patchers that do not read the activation."""
+        return self._patcher.patch(self._blank(layer, source, (self._model.d_model,)), source, Node.of_mlp(layer))
 
     def with_mlps(self, tables: dict[int, Float[Tensor, "mask entry pos d_model"]]) -> Replacements:
         """The same replacements, but with other MLP values for each mask in some layers."""
