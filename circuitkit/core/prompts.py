@@ -24,7 +24,7 @@ class Prompt:
         wrong: The text of the runner-up (the last shown member), likewise.
         group: Name of the template, the unit over which means may be taken.
         stratum: What the draw is balanced over, such as the first member.
-        spans: Label to (first, last) character of the clean text, such as ``{"S1": (12, 15)}``.
+        spans: Label to (start, end) in the clean text, end exclusive, such as ``{"S1": (12, 15)}``.
         corrupt_spans: The same labels in the corrupt text.
     """
 

@@ -1,7 +1,8 @@
 """Where each family of transformers keeps what we read and write: a table of module paths, and nothing else.
 
 The output of a head before the output projection (z) is the input of ``out_proj``, its last axis split by head. The same holds for
-grouped key/value heads, because z has one slice a query head. Paths below ``blocks`` are relative to one block.
+grouped key/value heads, because z has one slice a query head. Embedding and unembedding are asked of the model itself, which names them
+differently in different versions of transformers. Paths below ``blocks`` are relative to one block.
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ class Architecture:
     Attributes:
         family: As in the model's ``config.model_type``.
         blocks: The list of layers.
-        attention: The attention module in a block; returns a pair whose first part is added to the residual stream.
+        attention: The attention module in a block; returns a pair whose first part goes to the residual stream (in Gemma 2 through a norm).
         out_proj: The output projection in a block; its input is z.
-        mlp: The MLP in a block; returns what is added to the residual stream.
+        mlp: The MLP in a block; returns what goes to the residual stream, likewise.
         attention_norm: The norm before attention, in a block.
         mlp_norm: The norm before the MLP, in a block.
         query_key_value: The projections of the attention input, relative to the block; one path if they are fused.
         final_norm: The norm before the unembedding.
-        unembed: The unembedding.
-        embed: The token embedding.
         parallel: Name of the config flag that says that MLP and attention both read the block's input; empty where it never is so.
     """
 
@@ -40,8 +39,6 @@ class Architecture:
     mlp_norm: str = "post_attention_layernorm"
     query_key_value: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     final_norm: str = "model.norm"
-    unembed: str = "lm_head"
-    embed: str = "model.embed_tokens"
     parallel: str = ""
 
 
@@ -57,7 +54,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             mlp_norm="ln_2",
             query_key_value=("attn.c_attn",),
             final_norm="transformer.ln_f",
-            embed="transformer.wte",
         ),
         Architecture(
             "gpt_neox",
@@ -66,8 +62,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             out_proj="attention.dense",
             query_key_value=("attention.query_key_value",),
             final_norm="gpt_neox.final_layer_norm",
-            unembed="embed_out",
-            embed="gpt_neox.embed_in",
             parallel="use_parallel_residual",
         ),
         Architecture("llama"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import nnsight
@@ -104,16 +105,18 @@ class HookedModel:
         tokenizer: Its tokenizer; None if it is not needed.
         architecture: Where things are.
         revision: Of the weights, where known.
+        folder: Where the weights came from, where known.
         n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab: Its shape.
         graph: Its heads and MLPs.
     """
 
-    def __init__(self, name: str, hf: nn.Module, tokenizer: Any = None, *, revision: str | None = None) -> None:
+    def __init__(self, name: str, hf: nn.Module, tokenizer: Any = None, *, revision: str | None = None, folder: Path | None = None) -> None:
         config = hf.config.get_text_config() if hasattr(hf.config, "get_text_config") else hf.config
         self.name = name
         self.hf = hf.eval()
         self.tokenizer = tokenizer
         self.revision = revision
+        self.folder = folder
         self.architecture = architecture_of(config)
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
@@ -209,14 +212,20 @@ class HookedModel:
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.hf.state_dict().items()):
+        tensors = sorted(self.hf.state_dict().items())
+        for name, tensor in tensors:
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             if tensor.device.type != "meta":
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if any(tensor.device.type == "meta" for _, tensor in tensors):
+            for file in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
+                with file.open("rb") as opened:
+                    while chunk := opened.read(1 << 24):
+                        digest.update(chunk)
         return digest.hexdigest()
 
     def fingerprint(self) -> str:
-        """SHA-256 of all weights that are in memory, computed once."""
+        """SHA-256 of all weights, computed once; of the files they came from too, where Accelerate has left some on disk."""
         return self._fingerprint
 
     def __repr__(self) -> str:

@@ -1,0 +1,197 @@
+"""From prompts as text to prompts as token ids, with every check that a wrong number could slip through."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os.path import commonprefix
+
+import torch
+
+from circuitkit.core.errors import PromptError
+from circuitkit.core.prompts import Prompt, PromptSet
+from circuitkit.tasks.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer with the decision whether texts begin with its beginning-of-sequence token.
+
+    Attributes:
+        tokenizer: Of the model that the prompts are for.
+        bos: None as the tokenizer does on its own, True to begin with its BOS token, False for no special token at all.
+    """
+
+    tokenizer: Tokenizer
+    bos: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.bos and self.tokenizer.bos_token_id is None:
+            raise PromptError(
+                "task.bos=true needs a tokenizer with a BOS token, and this one has none. Use task.bos=null (as the tokenizer does on its "
+                "own) or task.bos=false."
+            )
+        if self.bos is None:
+            (own,), (plain,) = (self.tokenizer(["a"], add_special_tokens=special)["input_ids"] for special in (True, False))
+            if own[-1:] != plain[-1:]:
+                raise PromptError(
+                    f"A prompt must end with its own last token, but this tokenizer adds {self.tokenizer.decode(own[-1:])!r} behind every "
+                    "text. Use task.bos=true (begin with the BOS token, add nothing else) or task.bos=false (no special token)."
+                )
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        if not texts:  # A tokenizer fails on an empty list.
+            return []
+        rows = self.tokenizer(list(texts), add_special_tokens=self.bos is None)["input_ids"]
+        begin = [self.tokenizer.bos_token_id] if self.bos and self.tokenizer.bos_token_id is not None else []
+        return [[*begin, *row] for row in rows]
+
+    def added(self, text: str, pieces: Sequence[str]) -> list[list[int]]:
+        """The tokens that each piece adds when it is appended to the text."""
+        (base,) = self.ids([text])
+        return [row[len(base) :] for row in self.ids([text + piece for piece in pieces])]
+
+    def knows(self, tokens: Sequence[int]) -> bool:
+        """Whether none of these tokens, of a text without special tokens, stands for a word that the tokenizer does not know."""
+        return self.tokenizer.unk_token_id not in tokens
+
+    def show(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, for a message."""
+        return "[" + ", ".join(repr(self.tokenizer.decode([token])) for token in tokens) + "]"
+
+
+def encode(prompts: Sequence[Prompt], encoder: Encoder) -> PromptSet:
+    """Tokenizes prompts and finds their answer tokens and labelled positions.
+
+    An answer is the token that follows the prompt when both are tokenized together. Where the tokenizer makes a token
+    of the space before every answer, that space moves into the prompt, so that the last position is the one that predicts the answer.
+
+    Raises:
+        PromptError: No prompts, prompts of unequal length, an answer that is not one token, or a label at several positions.
+    """
+    if not prompts:
+        raise PromptError("No prompt is left. Draw more (task.n), relax the filter (task.filter=false) or take another task.")
+    prompts, clean, answers, wrongs = _with_answers(prompts, encoder)
+    corrupt = encoder.ids([prompt.corrupt for prompt in prompts])
+    _check_lengths(prompts, clean, corrupt)
+    names = tuple(dict.fromkeys(prompt.group for prompt in prompts))
+    groups = [names.index(prompt.group) for prompt in prompts]
+    return PromptSet(
+        clean=torch.tensor(clean),
+        corrupt=torch.tensor(corrupt),
+        answers=torch.tensor(answers),
+        wrongs=torch.tensor(wrongs),
+        groups=torch.tensor(groups),
+        group_names=names,
+        spans={**_positions(prompts, clean, corrupt, names, encoder), "last": (len(clean[0]) - 1,) * len(names)},
+        items=tuple(prompts),
+    )
+
+
+def _with_answers(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[list[int]], list[int], list[int]]:
+    """The prompts, their tokens, and those of the answers and wrong answers, after the shortest move that makes each one token."""
+    shared = commonprefix([text for prompt in prompts for text in (prompt.answer, prompt.wrong)])
+    problems = []
+    for cut in range(len(shared) + 1):
+        moved = [_move_to_prompt(prompt, cut) for prompt in prompts]
+        clean = encoder.ids([prompt.clean for prompt in moved])
+        try:
+            answers = _next_tokens(moved, clean, [prompt.answer for prompt in moved], encoder)
+            wrongs = _next_tokens(moved, clean, [prompt.wrong for prompt in moved], encoder)
+        except PromptError as problem:
+            problems.append(problem)
+            continue
+        for prompt, answer, wrong in zip(moved, answers, wrongs, strict=True):
+            if answer == wrong:
+                raise PromptError(
+                    "The answer and the wrong answer must be different tokens, but both are "
+                    f"{encoder.show([answer])} behind {prompt.clean!r}. Give another wrong answer."
+                )
+        return moved, clean, answers, wrongs
+    raise problems[0]  # What is wrong with the prompts as they were given.
+
+
+def _move_to_prompt(prompt: Prompt, n_chars: int) -> Prompt:
+    """The same text with the first characters of the answers in the prompts."""
+    begin = prompt.answer[:n_chars]
+    return replace(
+        prompt,
+        clean=prompt.clean + begin,
+        corrupt=prompt.corrupt + begin,
+        answer=prompt.answer[n_chars:],
+        wrong=prompt.wrong[n_chars:],
+    )
+
+
+def _next_tokens(prompts: Sequence[Prompt], clean: list[list[int]], texts: Sequence[str], encoder: Encoder) -> list[int]:
+    """The one token that each text adds to its prompt.
+
+    Raises:
+        PromptError: It adds none or several, changes the prompt's own tokens, or is unknown to the tokenizer.
+    """
+    joint = encoder.ids([prompt.clean + text for prompt, text in zip(prompts, texts, strict=True)])
+    for prompt, text, ids, both in zip(prompts, texts, clean, joint, strict=True):
+        added = both[len(ids) :]
+        if both[: len(ids)] != ids or len(added) != 1:
+            raise PromptError(
+                f"An answer must add exactly one token to its prompt and leave the prompt's own tokens as they are, but {text!r} behind "
+                f"{prompt.clean!r} turns the end {encoder.show(ids[-2:])} into {encoder.show(both[len(ids) - 2 :])}. "
+                "Give another answer (another task, or a shorter range with task.top) or use another model."
+            )
+        if not encoder.knows(added):
+            raise PromptError(
+                f"An answer must be in the tokenizer's vocabulary, but {text!r} is unknown to it. Give another answer (another task, or a "
+                "shorter range with task.top) or use another model."
+            )
+    return [both[-1] for both in joint]
+
+
+def _check_lengths(prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]]) -> None:
+    usual = Counter(len(ids) for ids in clean).most_common(1)[0][0]
+    for prompt, *pair in zip(prompts, clean, corrupt, strict=True):
+        for kind, text, ids in zip(("clean", "corrupt"), (prompt.clean, prompt.corrupt), pair, strict=True):
+            if len(ids) != usual:
+                raise PromptError(
+                    f"All prompts must have the same number of tokens, which is {usual} here, but the {kind} prompt {text!r} has "
+                    f"{len(ids)}. Use members and fillers with equal numbers of tokens: another task or model, a shorter range (task.top), "
+                    "fewer templates (task.templates) or another corruption (task.corruption)."
+                )
+
+
+def _positions(
+    prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]], names: Sequence[str], encoder: Encoder
+) -> dict[str, tuple[int, ...]]:
+    """For each label, the position of its last token in each group."""
+    positions = {}
+    for label in dict.fromkeys(label for prompt in prompts for label in (*prompt.spans, *prompt.corrupt_spans)):
+        if any(label not in spans for prompt in prompts for spans in (prompt.spans, prompt.corrupt_spans)):
+            raise PromptError(f"A label must be in every prompt, clean and corrupt, but {label!r} is not. Add it everywhere or drop it.")
+        found: dict[str, set[int]] = {name: set() for name in names}
+        for texts, rows in (
+            ([prompt.clean[: prompt.spans[label][1]] for prompt in prompts], clean),
+            ([prompt.corrupt[: prompt.corrupt_spans[label][1]] for prompt in prompts], corrupt),
+        ):
+            for prompt, place in zip(prompts, _last_places(label, texts, rows, encoder), strict=True):
+                found[prompt.group].add(place)
+        for name, places in found.items():
+            if len(places) > 1:
+                raise PromptError(
+                    f"A label must lie at the same position in all prompts of a group, but {label!r} lies at {sorted(places)} in group "
+                    f"{name!r}. Use groups whose prompts have equal numbers of tokens before it."
+                )
+        positions[label] = tuple(places.pop() for places in found.values())
+    return positions
+
+
+def _last_places(label: str, texts: Sequence[str], rows: Sequence[list[int]], encoder: Encoder) -> list[int]:
+    """Where in each row of tokens the beginning of its prompt, up to the end of a label, ends."""
+    places = []
+    for text, ids, row in zip(texts, encoder.ids(texts), rows, strict=True):
+        # The last token may reach past the label; the tokens before it must be the same ones.
+        if not ids or ids[:-1] != row[: len(ids) - 1]:
+            raise PromptError(f"A label must end where a token ends, but {text!r}, up to {label!r}, has other tokens alone than within its "
+                              "prompt. Put the label on whole words.")  # fmt: skip
+        places.append(len(ids) - 1)
+    return places

@@ -1,0 +1,115 @@
+"""Prompts of one's own, from a JSONL file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from circuitkit.core.errors import ConfigError, PromptError
+from circuitkit.core.prompts import Prompt, PromptSet
+from circuitkit.tasks.base import Accept, Task, Tokenizer
+from circuitkit.tasks.encoding import Encoder, encode
+
+_REQUIRED = ("clean", "corrupt", "answer", "wrong")
+_OPTIONAL = ("group", "labels", "corrupt_labels")
+
+
+@final
+@dataclass(frozen=True)
+class FromFile(Task):
+    """Reads one prompt a line, in the order of the file.
+
+    A line is a JSON object with the texts ``clean``, ``corrupt``, ``answer`` and ``wrong``; the last two as they would be
+    appended to the prompt, so usually with a space before them. ``group`` names the template (``all`` if not given), ``labels``
+    gives labels to pieces of the clean text as ``{"S1": [start, end]}``, and ``corrupt_labels`` does so for the corrupt text where
+    they lie elsewhere.
+
+    Attributes:
+        path: The file.
+        n: Prompts a group, the first ones; None for all.
+        seed: Without effect, since nothing is drawn.
+        filter: Whether prompts that the untouched model cannot do are left out.
+        bos: None begins texts as the tokenizer does on its own, True with its BOS token, False with no special token.
+    """
+
+    path: str | Path
+    n: int | None = None
+    seed: int = 0
+    filter: bool = True
+    bos: bool | None = None
+
+    name = "from_file"
+
+    def prompts(self, tokenizer: Tokenizer, *, n: int | None = None, seed: int | None = None, accept: Accept | None = None) -> PromptSet:
+        n = self.n if n is None else n
+        if n is not None and n < 1:
+            raise ConfigError(f"task.n, the number of prompts a group, must be 1 or more, or null for all; found {n}.")
+        prompts = encode(self._read(), Encoder(tokenizer, self.bos))
+        if accept and self.filter:
+            passed = accept(prompts)
+            if not passed.any():
+                raise PromptError(
+                    f"None of the {len(prompts)} prompts in {str(self.path)!r} passed the filter (0 %). The model cannot do this task; "
+                    "take another model or other prompts, or turn the filter off (task.filter=false)."
+                )
+            prompts = prompts.take(passed)
+        seen: Counter[int] = Counter()
+        rows = []
+        for row, group in enumerate(prompts.groups.tolist()):
+            seen[group] += 1
+            if n is None or seen[group] <= n:
+                rows.append(row)
+        return prompts.take(rows)
+
+    def _read(self) -> list[Prompt]:
+        try:
+            lines = Path(self.path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as problem:
+            raise PromptError(f"task.path must be a JSONL file in UTF-8, but {str(self.path)!r} cannot be read: {problem}.") from None
+        prompts = [_parse(line, f"Line {number} of {str(self.path)!r}") for number, line in enumerate(lines, start=1) if line.strip()]
+        if not prompts:
+            raise PromptError(f"{str(self.path)!r} holds no prompts. Expected a JSON object a line, with {', '.join(_REQUIRED)}.")
+        return prompts
+
+
+def _parse(line: str, where: str) -> Prompt:
+    """The prompt of one line.
+
+    Raises:
+        PromptError: Says where the line is and what is wrong with it.
+    """
+    expected = f"Expected a JSON object with the texts {', '.join(_REQUIRED)}, and optionally {', '.join(_OPTIONAL)}."
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise PromptError(f"{where} is not JSON ({problem}). {expected}") from None
+    if not isinstance(record, dict):
+        raise PromptError(f"{where} is a {type(record).__name__}. {expected}")
+    unknown = sorted(record.keys() - {*_REQUIRED, *_OPTIONAL})
+    if unknown:
+        raise PromptError(f"{where} has the unknown keys {', '.join(unknown)}. {expected}")
+    for key in (*_REQUIRED, "group"):
+        value = record.get(key, "all" if key == "group" else None)
+        if not isinstance(value, str) or not value:
+            raise PromptError(f"{where} has {value!r} as {key!r}, which must be a text that is not empty. {expected}")
+    labels = record.get("labels", {})
+    return Prompt(
+        **{key: record[key] for key in _REQUIRED},
+        group=record.get("group", "all"),
+        spans=_spans(labels, record["clean"], where),
+        corrupt_spans=_spans(record.get("corrupt_labels", labels), record["corrupt"], where),
+    )
+
+
+def _spans(labels: object, text: str, where: str) -> dict[str, tuple[int, int]]:
+    form = f'{where} has labels {labels!r}. Expected places within the {len(text)} characters of the text, like {{"S1": [4, 7]}}.'
+    if not isinstance(labels, dict):
+        raise PromptError(form)
+    for place in labels.values():
+        whole = isinstance(place, list) and len(place) == 2 and all(type(end) is int for end in place)
+        if not whole or not 0 <= place[0] < place[1] <= len(text):
+            raise PromptError(form)
+    return {label: (start, end) for label, (start, end) in labels.items()}
