@@ -35,6 +35,15 @@ class Layout:
         layers = differs.int().argmax(-1)
         return torch.where(differs.any(-1), layers, self.graph.n_layers)
 
+    def first_position(self, masks: Masks, base: Bool[Tensor, "node"]) -> Int[Tensor, "mask"]:
+        """For each mask the first position, in any prompt, at which it differs from ``base``; 0 where units cover all positions."""
+        if self.span_at is None:
+            return torch.zeros(len(masks), dtype=torch.long)
+        n_spans, n_pos = len(self.graph.spans), self.span_at.shape[1]
+        differs = (masks != base).unflatten(-1, (-1, n_spans)).any(1)
+        at = [int((self.span_at == span).any(0).int().argmax()) for span in range(n_spans)]
+        return torch.where(differs, torch.tensor(at), n_pos).amin(-1)
+
 
 class Edits:
     """Which outputs are kept in a pass whose rows are masks x prompts. Final.
@@ -43,14 +52,15 @@ class Edits:
         layout: Of the units.
         masks: One row a mask.
         rows: The prompts of the pass.
+        cut: First position that the pass computes.
     """
 
-    def __init__(self, layout: Layout, masks: Masks, rows: slice) -> None:
+    def __init__(self, layout: Layout, masks: Masks, rows: slice, cut: int = 0) -> None:
         graph = layout.graph
         self.n_masks = len(masks)
         self._n_heads = graph.n_heads
         self._units = layout.by_layer(masks).unflatten(-1, (graph.n_heads + 1, -1))
-        self._span_at = None if layout.span_at is None else layout.span_at[rows]
+        self._span_at = None if layout.span_at is None else layout.span_at[rows, cut:]
 
     def heads(self, layer: int) -> Bool[Tensor, "mask prompt pos head"]:
         """True where a head's output is kept. Axes that make no difference have length 1."""

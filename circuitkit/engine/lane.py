@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,6 +17,7 @@ from circuitkit.engine.passes import PackedPass, SeeMlp
 from circuitkit.engine.plan import Pack, pack
 from circuitkit.engine.replacements import Replacements
 from circuitkit.engine.trunk import Trunk, Watch
+from circuitkit.models.cache import keys_values, new_cache, prefix_cache, sliding_window
 from circuitkit.models.hooked import HookedModel
 
 ReplacementsFor = Callable[[Masks, Bool[Tensor, "node"]], Replacements]
@@ -29,19 +31,22 @@ class Work:
     Attributes:
         passes: Forward passes, whole or partial.
         layer_rows: Layers x rows computed.
+        layer_tokens: Layers x rows x positions computed.
         corrupt_passes: Passes over corrupt prompts, among them.
         corrupt_layer_rows: Layers x rows of these.
     """
 
     passes: int = 0
     layer_rows: int = 0
+    layer_tokens: int = 0
     corrupt_passes: int = 0
     corrupt_layer_rows: int = 0
 
-    def add(self, rows: int, layers: int, *, corrupt: bool) -> None:
+    def add(self, rows: int, layers: int, n_pos: int, *, corrupt: bool) -> None:
         """Counts one pass."""
         self.passes += 1
         self.layer_rows += rows * layers
+        self.layer_tokens += rows * layers * n_pos
         self.corrupt_passes += corrupt
         self.corrupt_layer_rows += corrupt * rows * layers
 
@@ -57,10 +62,20 @@ class Lane:
         work: Where passes are counted.
         skip: Whether replaced modules may be left uncomputed.
         corrupt: Whether these are the corrupt prompts, for counting.
+        prefix: First position at which a replacement changes anything.
     """
 
     def __init__(
-        self, model: HookedModel, layout: Layout, ids: Int[Tensor, "prompt pos"], budget: RowBudget, work: Work, *, skip: bool, corrupt: bool = False
+        self,
+        model: HookedModel,
+        layout: Layout,
+        ids: Int[Tensor, "prompt pos"],
+        budget: RowBudget,
+        work: Work,
+        *,
+        skip: bool,
+        corrupt: bool = False,
+        prefix: int = 0,
     ) -> None:
         self.trunk = Trunk(model, layout, *ids.shape)
         self._model = model
@@ -70,6 +85,10 @@ class Lane:
         self._work = work
         self._skip = skip
         self._corrupt = corrupt
+        self._prefix = prefix
+        window = sliding_window(model)
+        # The causal cone: positions before the first edit are not computed again, only attended to.
+        self._cone = skip and not corrupt and (prefix > 0 or bool(layout.graph.spans)) and (window is None or window > ids.shape[1])
 
     def run(
         self,
@@ -96,17 +115,21 @@ class Lane:
         """
         base = self.trunk.mask if base is None else base
         latest = torch.full((len(masks),), self._model.n_layers - 1) if latest is None else latest
-        self.extend(base, int(self._layout.first_difference(masks, base).minimum(latest).min()), replacements_for)
+        firsts = self._layout.first_difference(masks, base).minimum(latest)
+        self.extend(base, self._worth_holding(masks, base, firsts), replacements_for)
         starts = self._layout.first_difference(masks, self.trunk.mask).minimum(latest)
-        waiting = pack(masks, starts, self._layout, len(self._ids), self._budget.rows)
+        waiting = pack(masks, starts, self._cuts(masks), self._layout, len(self._ids), self._budget.rows)
         while waiting:
             part = waiting.pop(0)
             try:
-                entry = self.trunk.entry(part.start)
                 chosen = masks[part.masks]
+                # Looked up anew: another call may have moved the trunk since the last result was taken.
+                entry = self.trunk.entry(min(part.start, int(self._layout.first_difference(chosen, self.trunk.mask).min())))
+                cut = min(part.cut, int(self._cuts(chosen).min()))
                 seen = None if see_mlp is None else see_mlp(part)
-                visit = self._visit(chosen, part.rows, entry, replacements_for(chosen, base), see_mlp=seen, narrow=stop is None)
-                logits = self._forward(visit, len(part.masks), part.rows, entry, stop)
+                replacements = replacements_for(chosen, base)
+                visit = self._visit(chosen, part.rows, entry, replacements, see_mlp=seen, narrow=stop is None, cut=cut)
+                logits = self._forward(visit, part.rows, len(part.masks), entry=entry, stop=stop, cut=cut)
             except (RuntimeError, MemoryError) as error:
                 self._halve(error)
                 waiting = [piece for other in (part, *waiting) for piece in other.split(self._budget.rows)]
@@ -134,9 +157,10 @@ class Lane:
         while waiting:
             rows = waiting.pop(0)
             watch = Watch.of(range(entry, until + 1), self.trunk.stride)
+            cache = new_cache(self._model) if self._cone else None
             try:
                 visit = self._visit(mask[None], rows, entry, replacements_for(mask[None], mask), watch=watch, narrow=to_logits)
-                out = self._forward(visit, 1, rows, entry, None if to_logits else until)
+                out = self._forward(visit, rows, 1, entry=entry, stop=None if to_logits else until, cache=cache)
             except (RuntimeError, MemoryError) as error:
                 self._halve(error)
                 waiting = [piece for other in (rows, *waiting) for piece in self.slices(other)]
@@ -144,6 +168,8 @@ class Lane:
             z = self.trunk.z(entry, rows)
             if z is not None and entry in watch.layers:
                 watch.z[entry] = z
+            if cache is not None:
+                watch.kv.update(keys_values(cache))
             watches.append(watch)
             logits += [] if out is None else [out]
         self.trunk.replace(mask, entry, until, watches)
@@ -166,28 +192,56 @@ class Lane:
         narrow: bool,
         watch: Watch | None = None,
         see_mlp: SeeMlp | None = None,
+        cut: int = 0,
     ) -> PackedPass:
+        z = self.trunk.z(entry, rows)
         return PackedPass(
             self._model,
-            Edits(self._layout, masks, rows),
+            Edits(self._layout, masks, rows, cut),
             replacements,
             rows,
             skip=self._skip,
             entry=entry,
-            entry_z=self.trunk.z(entry, rows),
+            entry_z=None if z is None else z[:, cut:],
             narrow=narrow,
             watch=watch,
             see_mlp=see_mlp,
+            cut=cut,
         )
 
-    def _forward(self, visit: PackedPass, n_masks: int, rows: slice, entry: int, stop: int | None) -> Tensor | None:
+    def _forward(
+        self, visit: PackedPass, rows: slice, n_masks: int, *, entry: int, stop: int | None, cut: int = 0, cache: Any = None
+    ) -> Tensor | None:
+        if cut:
+            cache = prefix_cache(self._model, self.trunk.kv, rows, n_masks, cut)
+        inputs = {} if cache is None else {"past_key_values": cache, "use_cache": True}
         resid = self.trunk.resid(entry, rows)
-        if resid is not None and n_masks > 1:
-            resid = resid.repeat(n_masks, 1, 1)
-        logits = self._model.run(self._ids[rows].repeat(n_masks, 1), visit, start=entry, resid=resid, stop=stop)
+        if resid is not None:
+            resid = resid[:, cut:].repeat(n_masks, 1, 1)
+        ids = self._ids[rows, cut:].repeat(n_masks, 1)
+        logits = self._model.run(ids, visit, start=entry, resid=resid, stop=stop, **inputs)
         last = self._model.n_layers if stop is None else stop + 1
-        self._work.add(n_masks * (rows.stop - rows.start), last - entry, corrupt=self._corrupt)
+        self._work.add(len(ids), last - entry, ids.shape[1], corrupt=self._corrupt)
         return None if logits is None else logits[:, -1].float()
+
+    def _cuts(self, masks: Masks) -> Int[Tensor, "mask"]:
+        """For each mask the first position that has to be computed."""
+        n_pos = self._ids.shape[1]
+        if not (self._cone and self.trunk.has_all_keys_values):
+            return torch.zeros(len(masks), dtype=torch.long)
+        return self._layout.first_position(masks, self.trunk.mask).clamp(min=self._prefix, max=n_pos - 1)
+
+    def _worth_holding(self, masks: Masks, base: Bool[Tensor, "node"], firsts: Int[Tensor, "mask"]) -> int:
+        """The layer up to which it pays to hold the states under ``base``."""
+        # As deep as two masks need it: to hold one more layer costs what it saves a single mask.
+        shared = int(firsts.sort().values[-2:][0])
+        if self._cone:
+            n_pos, last = self._ids.shape[1], self._model.n_layers - 1
+            cuts = self._layout.first_position(masks, base).clamp(min=self._prefix, max=n_pos - 1)
+            saved = ((last + 1 - firsts) * cuts).sum().item() / n_pos
+            if saved > last - max(shared, self.trunk.valid_until(base)):
+                return last
+        return shared
 
     def _halve(self, error: RuntimeError | MemoryError) -> None:
         if not is_out_of_memory(error):

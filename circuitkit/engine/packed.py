@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from circuitkit.core.errors import MeasurementError
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.engine.base import Engine
 from circuitkit.engine.conditional import ConditionalMeans
@@ -21,7 +22,7 @@ from circuitkit.engine.edits import Layout
 from circuitkit.engine.lane import Lane, ReplacementsFor, Work
 from circuitkit.engine.memory import RowBudget, is_out_of_memory
 from circuitkit.engine.reference import ReferenceEngine
-from circuitkit.engine.replacements import Collected, Collector, Replacements, entries
+from circuitkit.engine.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class PackedEngine(Engine):
         return torch.cat(self._clean_lane.extend(self.graph.full(), self.model.n_layers, self._replacements_for))
 
     def _lane(self, ids: Tensor, *, corrupt: bool = False) -> Lane:
-        return Lane(self.model, self._layout, ids, self.budget, self.work, skip=self._skip, corrupt=corrupt)
+        prefix = unchanged_prefix(self.prompts, self.patcher)
+        return Lane(self.model, self._layout, ids, self.budget, self.work, skip=self._skip, corrupt=corrupt, prefix=prefix)
 
     @cached_property
     def _replacements_for(self) -> ReplacementsFor:
@@ -77,6 +79,11 @@ class PackedEngine(Engine):
         needs = self.patcher.needs
         if not needs.conditional:
             return lambda *_: plain
+        if self.patcher.reads_activation:
+            raise MeasurementError(
+                f"{type(self.patcher).__name__} wants conditional means and reads the activation that it replaces; the fast engine does not do "
+                "both. Run with engine=reference, or set reads_activation = False if it does not read it."
+            )
         lane = self._lane(self.prompts.corrupt, corrupt=True)
         return ConditionalMeans(lane, self._layout, plain, entries(needs, self.prompts), self.model.dtype)
 
@@ -97,7 +104,7 @@ class PackedEngine(Engine):
                 self.budget.halve(error)
                 waiting = [piece for other in (rows, *waiting) for piece in self._clean_lane.slices(other)]
                 continue
-            self.work.add(rows.stop - rows.start, self.model.n_layers, corrupt=True)
+            self.work.add(rows.stop - rows.start, self.model.n_layers, self.prompts.n_pos, corrupt=True)
         return collector.collected()
 
     @cached_property

@@ -31,6 +31,8 @@ class PackedPass:
         narrow: Whether the last layer may be computed for the last position only, which is all that the logits there depend on.
         watch: Keeps states on the way.
         see_mlp: Told of the output of every MLP that is computed, before any replacement.
+        cut: First position that is computed; those before are as in the run whose keys and values are held. ``edits`` and ``entry_z``
+            begin there too.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class PackedPass:
         narrow: bool = True,
         watch: Watch | None = None,
         see_mlp: SeeMlp | None = None,
+        cut: int = 0,
     ) -> None:
         self._model = model
         self._edits = edits
@@ -56,10 +59,11 @@ class PackedPass:
         self._narrow_layer = model.n_layers - 1 if narrow and skip else -1
         self._watch = watch
         self._see_mlp = see_mlp
+        self._cut = cut
         self._n_prompts = rows.stop - rows.start
         # Made before the pass: a module that is called by hand inside of one would be taken for the model's own call.
         self._dead_out = {
-            index: self._narrowed(index, replacements.attention_out(index, rows))
+            index: self._narrowed(index, replacements.attention_out(index, rows)[:, cut:])
             for index in range(entry, model.n_layers)
             if skip and not edits.heads(index).any()
         }
@@ -93,7 +97,7 @@ class PackedPass:
         index = layer.index
         keep = self._edits.mlp(index)
         if self._skip and not keep.any():
-            value = self._replacements.mlp(index, None, self._rows)
+            value = self._replacements.mlp(index, None, self._rows)[..., self._cut :, :]
             layer.skip_mlp(self._rows_of(value[..., -1:, :] if index == self._narrow_layer else value))
             return
         if index == self._narrow_layer:
@@ -102,7 +106,7 @@ class PackedPass:
             self._see_mlp(index, layer.mlp_out)
         if not keep.all():
             out = layer.mlp_out.unflatten(0, (self._edits.n_masks, self._n_prompts))
-            value = self._replacements.mlp(index, out, self._rows).to(out.device)
+            value = self._replacements.mlp(index, out, self._rows)[..., self._cut :, :].to(out.device)
             if index == self._narrow_layer:
                 value, keep = value[..., -1:, :], keep[..., -1:]
             layer.mlp_out = torch.where(keep.unsqueeze(-1).to(out.device), out, value).flatten(0, 1)
@@ -119,7 +123,7 @@ class PackedPass:
 
     def _edited(self, index: int, keep: Tensor, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "row pos head d_head"]:
         z = z.unflatten(0, (len(keep), self._n_prompts))
-        values = self._replacements.heads(index, z, self._rows).to(z.device)
+        values = self._replacements.heads(index, z, self._rows)[..., self._cut :, :, :].to(z.device)
         return torch.where(keep.unsqueeze(-1).to(z.device), z, values).flatten(0, 1)
 
     def _narrowed(self, index: int, act: Float[Tensor, "row pos *rest"]) -> Float[Tensor, "row some *rest"]:

@@ -20,11 +20,13 @@ class Pack:
         masks: Which masks, by their place in the list that was asked for.
         rows: Which prompts.
         start: The layer.
+        cut: First position that is computed; before it no mask differs from the trunk.
     """
 
     masks: Int[Tensor, "some"]
     rows: slice
     start: int
+    cut: int = 0
 
     @property
     def n_rows(self) -> int:
@@ -37,17 +39,20 @@ class Pack:
         if n_prompts > max_rows:
             starts = range(self.rows.start, self.rows.stop, max_rows)
             slices = [slice(first, min(first + max_rows, self.rows.stop)) for first in starts]
-            return [Pack(self.masks[i : i + 1], rows, self.start) for rows in slices for i in range(len(self.masks))]
+            return [Pack(self.masks[i : i + 1], rows, self.start, self.cut) for rows in slices for i in range(len(self.masks))]
         n_masks = max(1, max_rows // n_prompts)
-        return [Pack(part, self.rows, self.start) for part in self.masks.split(n_masks)]
+        return [Pack(part, self.rows, self.start, self.cut) for part in self.masks.split(n_masks)]
 
 
-def pack(masks: Masks, starts: Int[Tensor, "mask"], layout: Layout, n_prompts: int, max_rows: int) -> list[Pack]:
-    """Groups masks that start at the same layer and leave the same modules of it uncomputed, and fills passes with them.
+def pack(
+    masks: Masks, starts: Int[Tensor, "mask"], cuts: Int[Tensor, "mask"], layout: Layout, n_prompts: int, max_rows: int
+) -> list[Pack]:
+    """Groups masks that start at the same layer and position and leave the same modules uncomputed, and fills passes with them.
 
     Args:
         masks: One row a mask.
         starts: For each mask the first layer in which it differs from the trunk.
+        cuts: For each mask the first position at which it differs from the trunk.
         layout: Of the units.
         n_prompts: Prompts each mask is scored on.
         max_rows: Rows a pass may have.
@@ -57,9 +62,9 @@ def pack(masks: Masks, starts: Int[Tensor, "mask"], layout: Layout, n_prompts: i
     # Whether the entry layer's MLP is replaced everywhere decides whether a pass has to compute it.
     units = layout.by_layer(masks).unflatten(-1, (layout.graph.n_heads + 1, -1))[:, :, -1]
     dead_mlp = ~units[torch.arange(len(masks)), starts].any(-1)
-    keys = starts * 2 + dead_mlp
+    keys = torch.stack([starts, dead_mlp.long(), cuts], -1)
     packs = []
-    for key in keys.unique(sorted=True).flip(0).tolist():
-        whole = Pack((keys == key).nonzero().flatten(), slice(0, n_prompts), key // 2)
-        packs += whole.split(max_rows)
+    for key in keys.unique(dim=0).flip(0):
+        start, _, cut = key.tolist()
+        packs += Pack((keys == key).all(-1).nonzero().flatten(), slice(0, n_prompts), start, cut).split(max_rows)
     return packs

@@ -37,6 +37,23 @@ def entries(needs: Needs, prompts: PromptSet) -> Int[Tensor, "prompt"]:
     return torch.zeros(len(prompts), dtype=torch.long)
 
 
+def unchanged_prefix(prompts: PromptSet, patcher: Patcher) -> int:
+    """How many first positions no replacement changes, because clean and corrupt tokens are the same up to there.
+
+    Holds for patchers that give back their source. A mean equals the activation where all prompts that it is taken over share a prefix
+    with the clean ones, an interchange where a prompt and its twin do.
+    """
+    if not patcher.gives_source or patcher.needs.source == "none":
+        return 0
+    same = prompts.clean == prompts.corrupt
+    if patcher.needs.source == "mean":
+        groups = entries(patcher.needs, prompts)
+        first = torch.stack([prompts.clean[groups == group][0] for group in groups.tolist()])
+        same = same & (prompts.clean == first)
+    differs = ~same.all(0)
+    return int(differs.int().argmax()) if differs.any() else prompts.n_pos - 1
+
+
 class GroupMean:
     """A mean over rows, group by group, in float64 while it grows. Final."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuitkit.engine.edits import Layout
 from circuitkit.engine.memory import free_bytes
+from circuitkit.models.cache import KeysValues
 from circuitkit.models.hooked import HookedModel, Layer
 
 
@@ -21,16 +22,18 @@ class Watch:
         layers: Layers to keep.
         resid: What entered them.
         z: Outputs of their heads before any replacement; missing where the attention was not computed.
+        kv: Keys and values of every attention that was computed, if they were asked for.
     """
 
     layers: frozenset[int]
     resid: dict[int, Tensor]
     z: dict[int, Tensor]
+    kv: dict[int, KeysValues]
 
     @classmethod
     def of(cls, layers: range, stride: int) -> Watch:
         """Keeps every ``stride``-th layer of a range."""
-        return cls(frozenset(layer for layer in layers if layer % stride == 0), {}, {})
+        return cls(frozenset(layer for layer in layers if layer % stride == 0), {}, {}, {})
 
     def see(self, layer: Layer) -> None:
         """To be called before the attention of a layer runs."""
@@ -50,6 +53,7 @@ class Trunk:
 
     Attributes:
         mask: Whose run it is.
+        kv: Keys and values of the layers' attention, where they were asked for.
         depth: Deepest layer whose state is held; -1 before the first run.
         stride: Every how many layers a state is kept, so that they fit the memory.
     """
@@ -60,6 +64,8 @@ class Trunk:
         self.depth = -1
         self._resid: dict[int, Float[Tensor, "prompt pos d_model"]] = {}
         self._z: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}
+        self._n_layers = model.n_layers
+        self.kv: dict[int, KeysValues] = {}
         a_layer = n_prompts * n_pos * (model.d_model + model.n_heads * model.d_head) * model.dtype.itemsize
         fitting = max(1, int(0.3 * free_bytes(model.device) // a_layer))
         self.stride = -(-model.n_layers // fitting)
@@ -67,6 +73,11 @@ class Trunk:
     def valid_until(self, mask: Bool[Tensor, "node"]) -> int:
         """Deepest layer whose state holds for this mask too; -1 if there is none."""
         return min(self.depth, int(self.layout.first_difference(mask[None], self.mask)))
+
+    @property
+    def has_all_keys_values(self) -> bool:
+        """Whether later positions can be computed alone: the run reached the last layer and every attention in it was computed."""
+        return self.depth == self._n_layers - 1 and len(self.kv) == self._n_layers
 
     def entry(self, layer: int) -> int:
         """The layer at or below this one from which a pass can start; 0 if there is none."""
@@ -98,5 +109,9 @@ class Trunk:
             seen = [getattr(watch, part) for watch in watches]
             for layer in seen[0] if seen else ():
                 held[layer] = torch.cat([each[layer] for each in seen]) if len(seen) > 1 else seen[0][layer]
+        for layer in [layer for layer in self.kv if layer > start]:
+            del self.kv[layer]
+        for layer in watches[0].kv if watches else ():
+            self.kv[layer] = tuple(torch.cat(parts) for parts in zip(*(watch.kv[layer] for watch in watches), strict=True))
         self.mask = mask.clone()
         self.depth = depth

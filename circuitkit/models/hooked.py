@@ -203,7 +203,7 @@ class HookedModel:
         """What heads' outputs add to the residual stream together, bias included: the output projection, outside of a pass."""
         path = f"{self.architecture.blocks}.{layer}.{self.architecture.out_proj}"
         with torch.no_grad():
-            return self.hf.get_submodule(path)(z.flatten(-2))
+            return self.hf.get_submodule(path)(z.flatten(-2).contiguous())
 
     def module(self, layer: int, part: str) -> nn.Module:
         """The plain torch module of one part of a layer: ``attention``, ``out_proj``, ``mlp``, ``attention_norm`` or ``mlp_norm``."""

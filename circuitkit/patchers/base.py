@@ -40,10 +40,13 @@ class Patcher(ABC):
         needs: What the engine has to prepare.
         reads_activation: Whether the value depends on the current activation. False lets the engine skip computing components that
             are replaced in every row, and then ``act`` carries only shape, dtype and device. The default is the safe one.
+        gives_source: Whether the value is the source itself. True lets the engine leave out first positions in which clean and corrupt
+            prompts are the same.
     """
 
     needs: Needs = Needs()
     reads_activation: bool = True
+    gives_source: bool = False
 
     @abstractmethod
     def patch(self, act: Acts, source: Acts | None, site: Node) -> Acts:

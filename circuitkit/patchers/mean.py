@@ -20,6 +20,7 @@ class Mean(Patcher):
     """
 
     reads_activation = False
+    gives_source = True
 
     def __init__(self, means: str = "plain", pool: str = "all") -> None:
         if means not in ("plain", "conditional"):

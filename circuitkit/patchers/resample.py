@@ -12,6 +12,7 @@ class Resample(Patcher):
 
     needs = Needs("run")
     reads_activation = False
+    gives_source = True
 
     def patch(self, act: Acts, source: Acts | None, site: Node) -> Acts:
         assert source is not None

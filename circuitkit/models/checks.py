@@ -1,0 +1,322 @@
+"""Whether a model can be trusted to be taken apart: checks that need nothing but the model and some prompts.
+
+Each check is a function of a model and prompts that leaves both as they were. Those of the engine are in ``engine/doctor.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from circuitkit.core.prompts import PromptSet
+from circuitkit.models.hooked import HookedModel, Layer
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.25}
+"""Largest difference of two exact ways to compute the same, relative to its standard deviation. Kernels of other shapes sum in another
+order; what is wrong instead of rounded differs by 1 and more."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was checked, and what came out.
+
+    Attributes:
+        name: One word for it.
+        what: What was compared with what.
+        difference: The largest difference found, or how many things are wrong where things are counted.
+        tolerance: The largest difference that is allowed; 0 where it must be bitwise equal.
+        passed: Whether it is allowed.
+        detail: What else to know.
+    """
+
+    name: str
+    what: str
+    difference: float
+    tolerance: float
+    passed: bool
+    detail: str = ""
+
+    @classmethod
+    def of(cls, name: str, what: str, difference: float, tolerance: float, detail: str = "") -> Check:
+        """Judges a difference. NaN never passes."""
+        return cls(name, what, float(difference), tolerance, bool(difference <= tolerance), detail)
+
+
+def tolerance(model: HookedModel) -> float:
+    """What rounding may do to a difference in the model's dtype."""
+    return TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the standard deviation of what is expected. 0 is bitwise equal; NaN stays NaN."""
+    if torch.equal(found, expected):
+        return 0.0
+    found, expected = found.double().cpu(), expected.double().cpu()
+    return ((found - expected).abs().max() / expected.std().clamp(min=1e-30)).item()
+
+
+def random_prompts(model: HookedModel, n: int = 4, n_pos: int = 8, seed: int = 0) -> PromptSet:
+    """Prompts of random token ids, for models without a tokenizer. Clean and corrupt differ at every position."""
+    longest = getattr(model.hf.config, "max_position_embeddings", None) or n_pos
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, min(n_pos, longest))
+
+    def draw(*size: int, low: int = 0) -> Tensor:
+        return torch.randint(low, model.d_vocab, size, generator=generator)
+
+    clean, answers = draw(*shape), draw(n)
+    corrupt, wrongs = (clean + draw(*shape, low=1)) % model.d_vocab, (answers + draw(n, low=1)) % model.d_vocab
+    return PromptSet(clean, corrupt, answers, wrongs, torch.arange(n) % 2, ("even", "odd"))
+
+
+def no_edit(model: HookedModel, prompts: PromptSet) -> Check:
+    """Reading every site changes nothing."""
+
+    def visit(layer: Layer) -> None:
+        for site in ("resid", "z", "attention_out", "mlp_in", "mlp_out"):
+            getattr(layer, site)
+
+    found = model.run(prompts.clean, visit, keep=0)
+    assert found is not None
+    return Check.of("no_edit", "a pass in which every site is read = the plain forward", relative(found, plain(model, prompts.clean)), 0.0)
+
+
+def self_patch(model: HookedModel, prompts: PromptSet) -> Check:
+    """Writing back what was read changes nothing, and neither does leaving a module out for its own output."""
+    seen: dict[tuple[int, str], Tensor] = {}
+
+    def write_back(layer: Layer) -> None:
+        layer.resid = layer.resid.clone()
+        layer.z = layer.z.clone()
+        seen[layer.index, "attention"] = layer.attention_out
+        layer.mlp_in = layer.mlp_in.clone()
+        seen[layer.index, "mlp"] = layer.mlp_out
+        layer.mlp_out = layer.mlp_out.clone()
+
+    def leave_out(layer: Layer) -> None:
+        layer.skip_attention(seen[layer.index, "attention"])
+        layer.skip_mlp(seen[layer.index, "mlp"])
+
+    expected = plain(model, prompts.clean)
+    differences = {}
+    for how, visit in (("written back", write_back), ("left out", leave_out)):
+        found = model.run(prompts.clean, visit, keep=0)
+        assert found is not None
+        differences[how] = relative(found, expected)
+    wrong = ", ".join(how for how, difference in differences.items() if difference != 0)
+    return Check.of("self_patch", "every site replaced by itself = no edit", largest(differences.values()), 0.0, wrong)
+
+
+def prefix(model: HookedModel, prompts: PromptSet) -> Check:
+    """A pass may start at any layer from what entered it."""
+    resids = held(model, prompts.clean)
+    expected = plain(model, prompts.clean)
+    differences = []
+    for start in range(1, model.n_layers):
+        found = model.run(prompts.clean, start=start, resid=resids[start], keep=0)
+        assert found is not None
+        differences.append(relative(found, expected))
+    return Check.of("prefix", "starting at each layer from what entered it = the whole forward", largest(differences), 0.0)
+
+
+def heads_sum(model: HookedModel, prompts: PromptSet) -> Check:
+    """The heads' slices through the output projection, one by one, add up to what the attention gives (in Gemma 2 before its norm)."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def visit(layer: Layer) -> None:
+        seen[layer.index] = layer.z, layer.attention_out
+
+    model.run(prompts.clean, visit, stop=model.n_layers - 1)
+    differences = []
+    for index, (z, out) in seen.items():
+        bias = model.project(index, torch.zeros_like(z)).double()
+        total = bias.clone()
+        for head in range(model.n_heads):
+            alone = torch.zeros_like(z)
+            alone[..., head, :] = z[..., head, :]
+            total += model.project(index, alone).double() - bias
+        differences.append(relative(total, out.double()))
+    return Check.of("heads_sum", "heads through the output projection, summed = the attention's output", largest(differences), tolerance(model))
+
+
+def groups(model: HookedModel, prompts: PromptSet) -> Check:
+    """Without the values of one key/value head just the query heads that share it have other outputs."""
+    n_groups, share = model.n_kv_heads, model.n_heads // model.n_kv_heads
+    one = prompts.clean[:1]
+    resids = held(model, one)
+    rows = one.repeat(n_groups, 1)
+    expected = torch.arange(model.n_heads) // share == torch.arange(n_groups)[:, None]
+    wrong = []
+    for index in range(model.n_layers):
+        resid = resids[index].repeat(n_groups, 1, 1)
+        untouched = _z(model, rows, index, resid)
+        with _values_removed(model, index):
+            found = _z(model, rows, index, resid)
+        changed = (found != untouched).any(-1).any(1).cpu()
+        wrong += [f"a{index}.h{head}" for head in (changed != expected).any(0).nonzero().flatten().tolist()]
+    what = f"{model.n_heads} query heads read the values of {n_groups} key/value heads, {share} each (number of heads that do not)"
+    return Check.of("groups", what, len(wrong), 0.0, shortened(wrong))
+
+
+def narrowed(model: HookedModel, prompts: PromptSet) -> Check:
+    """The last layer and the unembedding may be computed for the last position only."""
+
+    def visit(layer: Layer) -> None:
+        if layer.index == model.n_layers - 1:
+            layer.z = layer.z[:, -1:]
+            layer.mlp_in = layer.mlp_in[:, -1:]
+
+    found = model.run(prompts.clean, visit)
+    assert found is not None
+    difference = relative(found[:, -1], plain(model, prompts.clean)[:, -1])
+    return Check.of("narrowed", "last layer and unembedding at the last position only = everywhere", difference, tolerance(model))
+
+
+def padding(model: HookedModel, prompts: PromptSet) -> Check:
+    """Tokens on the left that are masked away change nothing. Rows are padded by different numbers of tokens."""
+    n_rows, n_pos = prompts.clean.shape
+    longest = getattr(model.hf.config, "max_position_embeddings", None) or n_pos + 3
+    by = torch.arange(n_rows) % 3 + 1
+    own = max(1, min(n_pos, longest - 3))  # so that padded prompts do not outgrow the model
+    width = own + int(by.max())
+    ids, mask = torch.zeros(n_rows, width, dtype=torch.long), torch.zeros(n_rows, width, dtype=torch.long)
+    for row, pad in enumerate(by.tolist()):
+        stop = pad + own
+        ids[row, width - own :] = prompts.clean[row, :own]
+        mask[row, width - own :] = 1
+        ids[row, : width - own] = pad % model.d_vocab
+        assert stop <= width
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    found = plain(model, ids, attention_mask=mask, position_ids=positions)[:, -1]
+    attention = getattr(model.hf.config, "_attn_implementation", "unknown")
+    difference = relative(found, plain(model, prompts.clean[:, :own])[:, -1])
+    return Check.of("padding", "padded on the left and masked = not padded", difference, tolerance(model), f"attention: {attention}")
+
+
+def called(model: HookedModel, prompts: PromptSet) -> Check:
+    """Every module in which patches are laid is computed exactly once a pass."""
+    counts: dict[str, int] = {}
+    with ExitStack() as hooks:
+        for index in range(model.n_layers):
+            for part in ("attention", "out_proj", "mlp"):
+                name = f"{part} of layer {index}"
+                counts[name] = 0
+                hooks.callback(model.module(index, part).register_forward_hook(_counting(counts, name)).remove)
+        plain(model, prompts.clean[:1])
+    wrong = [f"{name}: {count} times" for name, count in counts.items() if count != 1]
+    return Check.of("called", "attention, output projection and MLP of each layer run once a pass (number that do not)", len(wrong), 0.0, shortened(wrong))
+
+
+MODEL_CHECKS: tuple[Callable[[HookedModel, PromptSet], Check], ...] = (
+    called, no_edit, self_patch, prefix, heads_sum, groups, narrowed, padding,
+)  # fmt: skip
+"""In the order in which they are best read: later ones rest on earlier ones."""
+
+
+def hooks_of(model: HookedModel) -> dict[str, tuple[int, ...]]:
+    """How many hooks of each kind every module has."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {name: tuple(len(getattr(module, kind)) for kind in kinds) for name, module in model.hf.named_modules()}
+
+
+def digests_of(model: HookedModel) -> dict[str, str]:
+    """A hash of every weight and buffer, also of those that are not saved, such as rotary frequencies. Offloaded weights have none."""
+    return {
+        name: hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in (*model.hf.named_parameters(), *model.hf.named_buffers())
+        if tensor.device.type != "meta"
+    }
+
+
+def hooks_gone(model: HookedModel, before: dict[str, tuple[int, ...]]) -> Check:
+    """No hook is left behind. ``before`` is what ``hooks_of`` said."""
+    wrong = [name or "the model itself" for name, counts in hooks_of(model).items() if counts != before.get(name)]
+    return Check.of("hooks_gone", "modules with other hooks than before (number of them)", len(wrong), 0.0, shortened(wrong))
+
+
+def weights_kept(model: HookedModel, before: dict[str, str]) -> Check:
+    """All weights are as before, bit for bit. ``before`` is what ``digests_of`` said."""
+    after = digests_of(model)
+    wrong = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    offloaded = sum(tensor.device.type == "meta" for tensor in model.hf.parameters())
+    left_out = f"{offloaded} offloaded weights were not looked at" if offloaded else ""
+    return Check.of("weights_kept", "weights and buffers that are not as before (number of them)", len(wrong), 0.0, shortened(wrong) or left_out)
+
+
+def plain(model: HookedModel, ids: Int[Tensor, "row pos"], **inputs: Any) -> Tensor:
+    """Logits at all positions of the bare transformers model, without nnsight."""
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    with torch.no_grad():
+        return model.hf(ids.to(model.device), use_cache=False, **inputs).logits
+
+
+def held(model: HookedModel, ids: Int[Tensor, "row pos"]) -> dict[int, Tensor]:
+    """What enters each layer."""
+    resids: dict[int, Tensor] = {}
+
+    def visit(layer: Layer) -> None:
+        resids[layer.index] = layer.resid
+
+    model.run(ids, visit, stop=model.n_layers - 1)
+    return resids
+
+
+def largest(differences: Any) -> float:
+    """The largest of some differences, NaN if one is; 0 of none."""
+    values = torch.tensor([0.0, *differences], dtype=torch.float64)
+    return values.max().item()
+
+
+def shortened(names: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _z(model: HookedModel, ids: Tensor, index: int, resid: Tensor) -> Tensor:
+    """The heads' outputs in one layer."""
+    seen: list[Tensor] = []
+    model.run(ids, lambda layer: seen.append(layer.z), start=index, resid=resid, stop=index)
+    return seen[0]
+
+
+@contextmanager
+def _values_removed(model: HookedModel, index: int) -> Iterator[None]:
+    """Within this context row g of a pass has zeros for the values of key/value head g in one layer, by a plain torch hook."""
+    paths = model.architecture.query_key_value
+    block = model.hf.get_submodule(f"{model.architecture.blocks}.{index}")
+
+    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        out = out.clone()
+        for group in range(model.n_kv_heads):
+            first = _first_of_values(model, group)
+            out[group, :, first : first + model.d_head] = 0
+        return out
+
+    handle = block.get_submodule(paths[-1]).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _first_of_values(model: HookedModel, group: int) -> int:
+    """Where the values of a key/value head begin in the output of the projection that makes them."""
+    if len(model.architecture.query_key_value) == 3:
+        return group * model.d_head
+    if model.architecture.family == "gpt_neox":  # query, key and value of head 0, then of head 1, ...
+        return (3 * group + 2) * model.d_head
+    return 2 * model.n_heads * model.d_head + group * model.d_head  # all queries, all keys, all values
+
+
+def _counting(counts: dict[str, int], name: str) -> Callable[..., None]:
+    def hook(*_: Any) -> None:
+        counts[name] += 1
+
+    return hook
