@@ -131,6 +131,10 @@ class Engine(ABC):
             MeasurementError: No mask, or masks of another graph.
         """
         masks = self._checked(masks)
+        if base is not None and (base.shape != masks.shape[1:] or base.dtype != torch.bool):
+            raise MeasurementError(
+                f"The base must be one mask of {len(self.graph)} units, found {tuple(base.shape)} of {base.dtype}. Make it with engine.graph."
+            )
         clean = self._clean
         values = torch.empty(len(masks), len(self.prompts))
         for chosen, rows, logits in self.passes(masks, base):

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 # A pass with fewer tokens than this takes about as long as one with as many, so guessing ahead costs nothing.
 SATURATION_TOKENS = {"cpu": 512, "cuda": 4096}
+# To leave out fewer positions than this share of the prompt costs more in copied keys and values than it saves.
+_PREFIX_WORTH = 8
 
 
 class PackedEngine(Engine):
@@ -71,6 +73,7 @@ class PackedEngine(Engine):
 
     def _lane(self, ids: Tensor, *, corrupt: bool = False) -> Lane:
         prefix = unchanged_prefix(self.prompts, self.patcher)
+        prefix = prefix if prefix * _PREFIX_WORTH >= self.prompts.n_pos else 0
         return Lane(self.model, self._layout, ids, self.budget, self.work, skip=self._skip, corrupt=corrupt, prefix=prefix)
 
     @cached_property

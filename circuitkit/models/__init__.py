@@ -2,6 +2,6 @@
 
 from circuitkit.models.architectures import ARCHITECTURES, Architecture
 from circuitkit.models.hooked import HookedModel, Layer
-from circuitkit.models.loading import load_model
+from circuitkit.models.loading import load_model, load_shape
 
-__all__ = ["ARCHITECTURES", "Architecture", "HookedModel", "Layer", "load_model"]
+__all__ = ["ARCHITECTURES", "Architecture", "HookedModel", "Layer", "load_model", "load_shape"]

@@ -180,24 +180,22 @@ def narrowed(model: HookedModel, prompts: PromptSet) -> Check:
 
 
 def padding(model: HookedModel, prompts: PromptSet) -> Check:
-    """Tokens on the left that are masked away change nothing. Rows are padded by different numbers of tokens."""
+    """Tokens on the left that are masked away change nothing, in a batch of prompts of different lengths."""
     n_rows, n_pos = prompts.clean.shape
-    longest = getattr(model.hf.config, "max_position_embeddings", None) or n_pos + 3
-    by = torch.arange(n_rows) % 3 + 1
-    own = max(1, min(n_pos, longest - 3))  # so that padded prompts do not outgrow the model
-    width = own + int(by.max())
-    ids, mask = torch.zeros(n_rows, width, dtype=torch.long), torch.zeros(n_rows, width, dtype=torch.long)
-    for row, pad in enumerate(by.tolist()):
-        stop = pad + own
-        ids[row, width - own :] = prompts.clean[row, :own]
-        mask[row, width - own :] = 1
-        ids[row, : width - own] = pad % model.d_vocab
-        assert stop <= width
+    longest = getattr(model.hf.config, "max_position_embeddings", None) or n_pos + 1
+    width = min(n_pos + 1, longest)
+    lengths = [max(1, width - 1 - row % 3) for row in range(n_rows)]
+    ids, mask = (torch.zeros(n_rows, width, dtype=torch.long) for _ in range(2))
+    alone = []
+    for row, length in enumerate(lengths):
+        ids[row, -length:] = prompts.clean[row, :length]
+        mask[row, -length:] = 1
+        alone.append(plain(model, prompts.clean[row : row + 1, :length])[0, -1])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     found = plain(model, ids, attention_mask=mask, position_ids=positions)[:, -1]
-    attention = getattr(model.hf.config, "_attn_implementation", "unknown")
-    difference = relative(found, plain(model, prompts.clean[:, :own])[:, -1])
-    return Check.of("padding", "padded on the left and masked = not padded", difference, tolerance(model), f"attention: {attention}")
+    implementation = getattr(model.hf.config, "_attn_implementation", "unknown")
+    what = "prompts padded on the left and masked, in one batch = each without padding"
+    return Check.of("padding", what, relative(found, torch.stack(alone)), tolerance(model), f"attention implementation: {implementation}")
 
 
 def called(model: HookedModel, prompts: PromptSet) -> Check:

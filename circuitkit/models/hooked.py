@@ -16,6 +16,7 @@ import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from circuitkit.core.graph import Graph
 from circuitkit.models.architectures import Architecture, architecture_of
@@ -149,7 +150,8 @@ class HookedModel:
 
     @cached_property
     def _is_offloaded(self) -> bool:
-        return self.hf.get_input_embeddings().weight.device.type == "meta"
+        embedding = self.hf.get_input_embeddings()
+        return embedding.weight.device.type == "meta" and hasattr(embedding, "_hf_hook")
 
     def device_of(self, layer: int) -> torch.device:
         """Where a layer computes, for a model that Accelerate has placed on several devices."""
@@ -189,6 +191,9 @@ class HookedModel:
         if visit is None and start == 0:
             with torch.no_grad():
                 return self.hf(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}).logits
+        if self.device.type == "meta":
+            # Without a cache transformers looks into the position ids for packed sequences, and here they have no content.
+            inputs.setdefault("past_key_values", DynamicCache(config=self.hf.config))
         end = self.n_layers if stop is None else stop + 1
         logits = None
         with torch.no_grad(), self._envoy.trace(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}) as tracer:

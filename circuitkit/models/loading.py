@@ -66,9 +66,10 @@ ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")
 _HUB_SECONDS = 10
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+_FILES = [*_SMALL_FILES, "*.safetensors"]
 # Sub-folders and consolidated files hold the same weights again, in formats of other tools.
-_NOT_FILES = ("*/*", "consolidated*")
+_NOT_FILES = ["*/*", "consolidated*"]
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 # What transformers raises for files and settings that it cannot use.
@@ -121,6 +122,34 @@ def load_model(
     return HookedModel(Path(name or source).name or Path(source).resolve().name, hf, tokenizer, revision=commit, folder=folder)
 
 
+def load_shape(
+    name: str | None = None,
+    *,
+    path: str | Path | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    attention: str = "auto",
+    local_files_only: bool = False,
+) -> HookedModel:
+    """The same model without its weights, on the ``meta`` device: for planning. Only the configuration and the tokenizer are fetched.
+
+    Args: as for ``load_model``.
+
+    Raises:
+        ModelError: The model cannot be found or is of an unknown kind.
+    """
+    source = _source(name, path)
+    folder, commit = _folder(source, revision, local_files_only, weights=False)
+    config = _config(folder, source, weights=False)
+    if dtype == "auto":
+        dtype = HUB_MODELS[source].dtype if source in HUB_MODELS else str(config.dtype or "float32").removeprefix("torch.")
+    config.pad_token_id = None  # with one, GPT-2 looks at the content of token ids
+    with torch.device("meta"), _quiet(source in ZOO):
+        hf = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=_attention(attention, config))
+    shape = hf.requires_grad_(False).eval()
+    return HookedModel(Path(name or source).name or Path(source).resolve().name, shape, _tokenizer(folder, source), revision=commit)
+
+
 def _placement(device_map: Any, max_memory: Mapping[Any, Any] | None, offload_folder: str | Path | None) -> dict[str, Any]:
     """The arguments that tell Accelerate where layers go; none for a model that simply stays in the main memory."""
     if device_map is None:
@@ -145,30 +174,30 @@ def _source(name: str | None, path: str | Path | None) -> str:
     return name
 
 
-def _folder(source: str, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
+def _folder(source: str, revision: str | None, local_files_only: bool, *, weights: bool = True) -> tuple[Path, str | None]:
     """The folder that holds a model, downloaded if need be, and the commit if it came from the hub."""
     if source in HUB_MODELS:
-        return _snapshot(HUB_MODELS[source].repo, revision, local_files_only)
+        return _snapshot(HUB_MODELS[source].repo, revision, local_files_only, weights)
     folder = zoo_path(source) if source in ZOO else Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ModelError(f"Only models on the hub have revisions, found revision={revision!r} for {source}. Leave it out.")
         return folder, None
     if _HUB_ID.fullmatch(source) and not source.startswith("."):
-        return _snapshot(source, revision, local_files_only)
+        return _snapshot(source, revision, local_files_only, weights)
     if "/" in source or "\\" in source:
         raise ModelError(f"There is no folder {source}, and it is not a hub id, which looks like 'openai-community/gpt2'. Check the path.")
     remedy = "A folder or a hub id (with a slash) can be given as model=local model.path=..."
     raise ModelError(unknown_choice("model", source, (*ZOO, *HUB_MODELS), remedy))
 
 
-def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
+def _snapshot(repo: str, revision: str | None, local_files_only: bool, weights: bool) -> tuple[Path, str | None]:
     """The cached copy of a hub model, brought up to date if the hub answers."""
     at = f" at revision {revision!r}" if revision else ""
     offline = local_files_only or not _hub_answers(repo, revision)
     try:
         folder = Path(snapshot_download(
-            repo, revision=revision, local_files_only=offline, allow_patterns=list(_FILES), ignore_patterns=list(_NOT_FILES)
+            repo, revision=revision, local_files_only=offline, allow_patterns=_FILES if weights else _SMALL_FILES, ignore_patterns=_NOT_FILES
         ))  # fmt: skip
     except GatedRepoError as error:
         raise ModelError(
@@ -204,7 +233,7 @@ def _hub_answers(repo: str, revision: str | None) -> bool:
     return True
 
 
-def _config(folder: Path, source: str) -> PreTrainedConfig:
+def _config(folder: Path, source: str, *, weights: bool = True) -> PreTrainedConfig:
     """The model's configuration, after all checks that need no weights."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -222,7 +251,8 @@ def _config(folder: Path, source: str) -> PreTrainedConfig:
         )
     # Before transformers reads it, which may not know the family either.
     architecture_of(SimpleNamespace(model_type=settings.get("model_type")))
-    _check_weights(folder, source)
+    if weights:
+        _check_weights(folder, source)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except _REFUSALS as error:

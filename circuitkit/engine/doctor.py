@@ -1,0 +1,244 @@
+"""Whether an engine's numbers for a model can be trusted: checks of every shortcut against the naive path, and of what they leave behind.
+
+Those that need nothing but the model are in ``models/checks.py``. ``circuitkit job=doctor`` runs all of them; their cheap form, at the
+start of every run, is in ``checks.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import nan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuitkit.core.graph import Graph, Kind, Node
+from circuitkit.core.prompts import PromptSet
+from circuitkit.core.shapes import Logits, Masks
+from circuitkit.engine.base import Engine
+from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.metrics.base import Metric
+from circuitkit.models.checks import (
+    MODEL_CHECKS,
+    Check,
+    digests_of,
+    hooks_gone,
+    hooks_of,
+    largest,
+    plain,
+    relative,
+    shortened,
+    tolerance,
+    weights_kept,
+)
+from circuitkit.models.hooked import HookedModel, Layer
+from circuitkit.patchers.base import Patcher
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is examined, and with which tools.
+
+    Attributes:
+        model: The model.
+        prompts: A few prompts.
+        zero, resample, means, conditional: A patcher of each kind.
+        metric: Any; the checks compare logits.
+        engine: Makes the engine that is examined. It has to know ``max_rows``.
+    """
+
+    model: HookedModel
+    prompts: PromptSet
+    zero: Patcher
+    resample: Patcher
+    means: Patcher
+    conditional: Patcher
+    metric: Metric
+    engine: Callable[..., Engine] = PackedEngine
+
+    def logits(self, masks: Masks, patcher: Patcher, graph: Graph | None = None, **options: Any) -> Logits:
+        """Logits of every mask and prompt, by the engine."""
+        return self.engine(self.model, self.prompts, patcher, self.metric, graph, **options).all_logits(masks)
+
+    def expected(self, masks: Masks, patcher: Patcher, graph: Graph | None = None) -> Logits:
+        """The same by the naive path."""
+        return ReferenceEngine(self.model, self.prompts, patcher, self.metric, graph).all_logits(masks)
+
+
+def examine(patient: Patient) -> Iterator[Check]:
+    """Runs every check, in the order in which they are best read."""
+    model = patient.model
+    hooks, weights = hooks_of(model), digests_of(model)
+    for check in MODEL_CHECKS:
+        yield _outcome(check, model, patient.prompts)
+    for each in ENGINE_CHECKS:
+        yield _outcome(each, patient)
+    yield hooks_gone(model, hooks)
+    yield weights_kept(model, weights)
+
+
+def corrupt_run(patient: Patient) -> Check:
+    """Corrupt prompts with every component replaced by its own corrupt output are the corrupt run."""
+    prompts = replace(patient.prompts, clean=patient.prompts.corrupt)
+    found = replace(patient, prompts=prompts).logits(patient.model.graph.empty()[None], patient.resample)[0]
+    expected = plain(patient.model, prompts.clean)[:, -1].float().cpu()
+    what = "corrupt prompts, everything replaced by its own corrupt output = the corrupt run"
+    return Check.of("corrupt_run", what, relative(found, expected), tolerance(patient.model))
+
+
+def all_patched(patient: Patient) -> Check:
+    """With everything replaced the clean prompts count only through their embeddings; the naive path says how."""
+    empty = patient.model.graph.empty()[None]
+    return _compared(patient, "all_patched", "everything resampled = the naive path", empty, (patient.resample,))
+
+
+def any_mask(patient: Patient) -> Check:
+    """Random masks give what the naive path gives."""
+    masks = sample_masks(patient.model.graph)
+    return _compared(patient, "any_mask", "random masks = the naive path, by zeros, means and resampling", masks, _plain_patchers(patient))
+
+
+def conditional(patient: Patient) -> Check:
+    """So do means that are taken with the removed heads replaced."""
+    masks = sample_masks(patient.model.graph)
+    return _compared(patient, "conditional", "means taken with removed heads replaced = the naive path", masks, (patient.conditional,))
+
+
+def positions(patient: Patient) -> Check:
+    """So do masks of single positions."""
+    spans = ("0", "last") if patient.prompts.n_pos > 1 else ("last",)
+    graph = patient.model.graph.at(spans)
+    what = f"random masks of (component, position) pairs, at {' and '.join(spans)} = the naive path"
+    return _compared(patient, "positions", what, sample_masks(graph), _plain_patchers(patient), graph)
+
+
+def base(patient: Patient) -> Check:
+    """Masks that are made from a base by removing one unit start from states that are held for the base."""
+    graph = patient.model.graph
+    start = sample_masks(graph)[-1]
+    masks = torch.stack([graph.without(start, [node]) for node in _one_of_each_layer(graph)])
+    engine = patient.engine(patient.model, patient.prompts, patient.means, patient.metric)
+    engine.all_logits(start[None])
+    found = torch.empty(len(masks), len(patient.prompts), patient.model.d_vocab)
+    for chosen, rows, logits in engine.passes(masks, start):
+        found[chosen, rows] = logits.cpu()
+    difference = _largest_difference(found, patient.expected(masks, patient.means))
+    return Check.of("base", "one unit less than a mask whose states are held = the naive path", difference, tolerance(patient.model))
+
+
+def packing(patient: Patient) -> Check:
+    """Many masks and prompts in one pass give what each gives alone."""
+    masks = sample_masks(patient.model.graph)
+    found = patient.logits(masks, patient.resample)
+    alone = patient.logits(masks, patient.resample, max_rows=1)
+    return Check.of("packing", "masks and prompts packed = one row a pass", _largest_difference(found, alone), tolerance(patient.model))
+
+
+def fires(patient: Patient) -> Check:
+    """Each component's removal changes the logits, in the engine as in the naive path, unless the component writes nothing."""
+    patient = replace(patient, prompts=patient.prompts.take(range(min(2, len(patient.prompts)))))
+    silent = set(patient.model.graph.nodes)
+    deaf: set[Node] = set()
+    for patcher in (patient.resample, patient.zero):
+        if silent:
+            silent, missed = _silent(patient, [node for node in patient.model.graph.nodes if node in silent], patcher)
+            deaf |= missed
+    dead = silent & _write_nothing(patient)
+    wrong = [str(node) for node in patient.model.graph.nodes if node in deaf | (silent - dead)]
+    noted = [str(node) for node in patient.model.graph.nodes if node in dead]
+    detail = shortened(wrong) or (f"write nothing at all: {shortened(noted)}" if noted else "")
+    what = f"removing any of {len(patient.model.graph)} components changes the logits (number of those where it does not)"
+    return Check.of("fires", what, len(wrong), 0.0, detail)
+
+
+ENGINE_CHECKS: tuple[Callable[[Patient], Check], ...] = (
+    corrupt_run, all_patched, any_mask, conditional, positions, base, packing, fires,
+)  # fmt: skip
+"""In the order in which they are best read."""
+
+
+def sample_masks(graph: Graph) -> Masks:
+    """Nothing kept, only MLPs, only heads, random masks of three densities, and one near the full model."""
+    generator = torch.Generator().manual_seed(0)
+    is_mlp = torch.tensor([node.kind is Kind.MLP for node in graph.nodes])
+    drawn = [torch.rand(len(graph), generator=generator) < keep for keep in (0.3, 0.6, 0.9)]
+    return torch.stack([graph.empty(), is_mlp, ~is_mlp, *drawn, graph.without(graph.full(), graph.nodes[-2:])])
+
+
+def _plain_patchers(patient: Patient) -> tuple[Patcher, ...]:
+    return patient.zero, patient.means, patient.resample
+
+
+def _compared(
+    patient: Patient, name: str, what: str, masks: Masks, patchers: tuple[Patcher, ...], graph: Graph | None = None
+) -> Check:
+    """Engine against naive path, with each patcher."""
+    differences = {
+        type(patcher).__name__: _largest_difference(patient.logits(masks, patcher, graph), patient.expected(masks, patcher, graph))
+        for patcher in patchers
+    }
+    detail = ", ".join(f"{patcher} {difference:.1e}" for patcher, difference in differences.items()) if len(patchers) > 1 else ""
+    return Check.of(name, what, largest(differences.values()), tolerance(patient.model), detail)
+
+
+def _largest_difference(found: Logits, expected: Logits) -> float:
+    """Mask by mask, because the spread of logits differs a lot between masks."""
+    return largest(relative(one, other) for one, other in zip(found, expected.to(found.device), strict=True))
+
+
+def _one_of_each_layer(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.kind is Kind.MLP or node.head == node.layer % graph.n_heads]
+
+
+def _silent(patient: Patient, nodes: list[Node], patcher: Patcher) -> tuple[set[Node], set[Node]]:
+    """Nodes whose removal changes nothing: in the naive path, where that shows bit for bit; and in the engine although it does there.
+
+    Rows of other shapes round otherwise. So the engine misses a removal if it is nearer to no removal than to what the naive path
+    gives, and further from that than untouched logits of the two differ.
+    """
+    graph = patient.model.graph
+    masks = torch.stack([graph.full(), *(graph.without(graph.full(), [node]) for node in nodes)])
+    found, expected = patient.logits(masks, patcher), patient.expected(masks, patcher)
+    rounding = max((found[0] - expected[0]).abs().max().item(), torch.finfo(patient.model.dtype).eps * expected[0].std().item())
+    silent, missed = set(), set()
+    for node, one, other in zip(nodes, found[1:], expected[1:], strict=True):
+        effect, error = (other - expected[0]).abs().max().item(), (one - other).abs().max().item()
+        if effect == 0:
+            silent.add(node)
+        elif not error <= max(4 * rounding, effect / 2):
+            missed.add(node)
+    return silent, missed
+
+
+def _write_nothing(patient: Patient) -> set[Node]:
+    """Components that add exact zeros to the residual stream on these prompts, such as pruned ones."""
+    model, seen = patient.model, dict[int, tuple[Tensor, Tensor]]()
+
+    def visit(layer: Layer) -> None:
+        seen[layer.index] = layer.z, layer.mlp_out
+
+    model.run(patient.prompts.clean, visit, stop=model.n_layers - 1)
+    dead = set()
+    for index, (z, out) in seen.items():
+        bias = model.project(index, torch.zeros_like(z))
+        for head in range(model.n_heads):
+            alone = torch.zeros_like(z)
+            alone[..., head, :] = z[..., head, :]
+            if torch.equal(model.project(index, alone), bias):
+                dead.add(Node.of_head(index, head))
+        if not out.any():
+            dead.add(Node.of_mlp(index))
+    return dead
+
+
+def _outcome(check: Callable[..., Check], *given: Any) -> Check:
+    """What a check says. One that raises has failed: an unknown model may break anything, and the rest is still worth knowing."""
+    try:
+        return check(*given)
+    except Exception as error:
+        text = str(error).strip().split("\n", 1)[0]
+        what = (check.__doc__ or "").strip().split("\n", 1)[0]
+        return Check(check.__name__, what, nan, 0.0, passed=False, detail=f"raised {type(error).__name__}: {text}")

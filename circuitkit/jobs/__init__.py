@@ -1,0 +1,16 @@
+"""Jobs: what ``circuitkit job=<name>`` does.
+
+A job is a function ``run(config)`` in a file here, and a YAML in conf/job that names it.
+Nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from circuitkit.config import function
+
+
+def run(config: DictConfig) -> None:
+    """Runs the job that the configuration names."""
+    function(config.job)(config)

@@ -1,0 +1,92 @@
+"""What a run will cost, before anything runs: the same passes on a model without weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from circuitkit.config import build
+from circuitkit.core.errors import ConfigError
+from circuitkit.core.prompts import PromptSet
+from circuitkit.engine.dry import Cost, DryEngine, cost, measured_rates
+from circuitkit.engine.memory import free_bytes
+from circuitkit.methods import IterativePruning, Method
+from circuitkit.metrics import Metric
+from circuitkit.models import HookedModel, load_shape
+from circuitkit.patchers import Patcher
+from circuitkit.tasks import Task
+
+_PLACEMENT = ("device_map", "max_memory", "offload_folder")
+
+
+def run(config: DictConfig) -> None:
+    """Prints what the configured run will take. With ``dir=...`` it is also written there as plan.json."""
+    model = shape(config)
+    prompts = build(config.task, Task).prompts(model.tokenizer)
+    patcher, metric, method = build(config.patcher, Patcher), build(config.metric, Metric), build(config.method, Method)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rates = measured_rates(device, model.dtype)
+    plans = {
+        label: dry_run(model, prompts, patcher, metric, method, assume=assume, max_rows=config.engine.get("max_rows"))
+        for label, assume in outcomes(method).items()
+    }
+    show(plans, rates, device)
+    if config.dir is not None:
+        folder = Path(config.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        body = {label: vars(plan) | {"seconds": plan.seconds(*rates)} for label, plan in plans.items()}
+        (folder / "plan.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+
+
+def shape(config: DictConfig) -> HookedModel:
+    """The configured model without weights."""
+    node: Any = OmegaConf.to_container(config.model, resolve=True)
+    if not str(node.pop("_target_", "")).endswith(".load_model"):
+        raise ConfigError("job=plan knows how to size models that circuitkit.models.load_model loads. Choose one of them: model=gpt2, model=local.")
+    return load_shape(**{key: value for key, value in node.items() if key not in _PLACEMENT})
+
+
+def outcomes(method: Method) -> dict[str, float]:
+    """The decisions between which the cost of a search lies, as scores that every candidate is assumed to have."""
+    if isinstance(method, IterativePruning):
+        return {"if everything is removed": 100.0, "if everything is kept": 0.0}
+    return {"exactly": 100.0}
+
+
+def dry_run(
+    model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, method: Method, *, assume: float, max_rows: int | None
+) -> Cost:
+    """Makes the passes of a run, with every score assumed, and counts them."""
+    engine = DryEngine(model, prompts, patcher, metric, max_rows=max_rows, assume=assume)
+    steps: list[Any] = []
+    with FlopCounterMode(display=False) as counter:
+        engine.baseline()
+        method.discover(engine, on_step=steps.append)
+    return cost(engine, len(steps), counter.get_total_flops())
+
+
+def show(plans: dict[str, Cost], rates: tuple[float, float], device: torch.device) -> None:
+    """Prints a column a case."""
+    table = Table("", *plans, box=None, pad_edge=False)
+    rows = {
+        "evaluations": lambda plan: f"{plan.evaluations:,}",
+        "forward passes": lambda plan: f"{plan.passes:,}",
+        "layers x rows": lambda plan: f"{plan.rows:,}",
+        "matmul FLOPs": lambda plan: f"{plan.flops:.3g}",
+        "weights read": lambda plan: f"{plan.bytes_read / 2**30:.2f} GiB",
+        "peak memory": lambda plan: f"{plan.peak_bytes / 2**30:.2f} GiB",
+        "fits": lambda plan: "yes" if plan.peak_bytes < free_bytes(device) else f"no, {free_bytes(device) / 2**30:.1f} GiB are free",
+        "seconds, at least": lambda plan: f"{plan.seconds(*rates):.3g}",
+    }
+    for name, text in rows.items():
+        table.add_row(name, *(text(plan) for plan in plans.values()))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"on {device} at {rates[0] / 1e9:.0f} GFLOP/s and {rates[1] / 1e9:.1f} GB/s, measured now", soft_wrap=True)
