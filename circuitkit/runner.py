@@ -21,6 +21,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
 from circuitkit.engine.base import Baseline, Engine
 from circuitkit.engine.checks import quick_check
+from circuitkit.engine.drift import drift_metrics
 from circuitkit.engine.filtering import Solves
 from circuitkit.engine.packed import PackedEngine
 from circuitkit.loggers.base import Logger, Status
@@ -119,7 +120,7 @@ class Runner:
             self.callbacks.notify("on_discover_end", result)
 
             result = evaluated(result, scorer)
-            self.loggers.log_metrics(summary_metrics(result))
+            self.loggers.log_metrics(summary_metrics(result) | drift_metrics(steps, scorer, getattr(method, "threshold", None)))
             self.callbacks.notify("on_evaluate_end", result)
 
             self.callbacks.notify("on_checkpoint", result)

@@ -167,10 +167,11 @@ class Circuit:
         try:
             nodes = tuple(Node.parse(name) for name in body["nodes"])
             score = None if body["score"] is None else float(body["score"])
-            return cls(nodes, int(body["n_layers"]), int(body["n_heads"]), str(body["model"]), score, Level(body["level"]), body["provenance"])
+            provenance = dict(body["provenance"])
+            return cls(nodes, int(body["n_layers"]), int(body["n_heads"]), str(body["model"]), score, Level(body["level"]), provenance)
         except CircuitError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise CircuitError(f"{where} is not a circuit file: {type(error).__name__} at {error}.") from error
 
     def _combined(self, other: Circuit, nodes: Iterable[Node]) -> Circuit:
@@ -227,7 +228,7 @@ def _checksum(body: Mapping[str, Any]) -> str:
 def _checked_body(text: str, where: str) -> dict[str, Any]:
     try:
         body = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CircuitError(f"{where} is not a whole JSON file ({error}). It may have been cut off; run the search again.") from error
     if not isinstance(body, dict) or "format_version" not in body:
         raise CircuitError(f"{where} is not a circuit file: it has no format_version.")

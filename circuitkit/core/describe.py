@@ -12,7 +12,8 @@ from typing import Any
 def describe(thing: Any) -> Any:
     """The settings of an object whose attributes are named like its constructor's arguments, as nested plain values.
 
-    An object becomes ``{"_target_": its class, argument: value, ...}``; values that are plain already stay as they are.
+    A class or function becomes its name, an array or tensor its values, and any other object ``{"_target_": its class, argument: value,
+    ...}``; values that are plain already stay as they are.
     """
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing.value if isinstance(thing, Enum) else thing
@@ -23,6 +24,10 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, list | tuple | set | frozenset):
         values = sorted(thing, key=str) if isinstance(thing, set | frozenset) else thing
         return [describe(value) for value in values]
+    if hasattr(thing, "tolist"):
+        return thing.tolist()
+    if isinstance(thing, type) or inspect.isroutine(thing):
+        return {"_target_": f"{thing.__module__}.{thing.__qualname__}"}
     arguments = [name for name, parameter in inspect.signature(type(thing)).parameters.items() if parameter.kind in _NAMED]
     settings = {name: describe(getattr(thing, name)) for name in arguments if hasattr(thing, name)}
     return {"_target_": f"{type(thing).__module__}.{type(thing).__qualname__}", **settings}

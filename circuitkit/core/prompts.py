@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitkit.core.errors import PromptError
+
+_NUMBER = re.compile(r"-?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class PromptSet:
         """
         if span == "last":
             return self.n_pos - 1
-        if span.lstrip("-").isdigit():
+        if _NUMBER.fullmatch(span):
             position = int(span)
             if -self.n_pos <= position < self.n_pos:
                 return position % self.n_pos
@@ -116,5 +119,6 @@ class PromptSet:
         digest = hashlib.sha256()
         for column in (self.clean, self.corrupt, self.answers, self.wrongs, self.groups):
             digest.update(str(tuple(column.shape)).encode())
-            digest.update(column.to(torch.int64).contiguous().numpy().tobytes())
+            digest.update(column.to(torch.int64).cpu().contiguous().numpy().tobytes())
+        digest.update(repr(sorted((label, tuple(places)) for label, places in self.spans.items())).encode())
         return digest.hexdigest()

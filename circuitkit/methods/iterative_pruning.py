@@ -52,7 +52,7 @@ class IterativePruning(Method):
         self.threshold = threshold
         self.order = order
         self.max_sweeps = max_sweeps
-        self.keep = tuple(keep)
+        self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
         self.speculate = speculate
 
     def discover(self, engine: Engine, *, on_step: OnStep) -> Circuit:

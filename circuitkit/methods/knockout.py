@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from circuitkit.core.circuit import Circuit, Scores
+from circuitkit.core.errors import CircuitError
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
@@ -33,6 +34,8 @@ class Knockout(Method):
             start.check_fits(engine.model.n_layers, engine.model.n_heads, engine.model.name)
         base = graph.full() if start is None else start.mask(graph)
         nodes = graph.members(base)
+        if not nodes:
+            raise CircuitError("The circuit is empty: it has no member to knock out. Take another one, or none for the full model.")
         scores = {}
         masks = torch.stack([graph.without(base, [node]) for node in nodes])
         for order, (node, score) in enumerate(zip(nodes, engine.percent(masks, base=base).tolist(), strict=True)):

@@ -41,7 +41,7 @@ class RandomCircuit(Method):
         seed: int = 0,
         exclude: Iterable[str] = (),
     ) -> None:
-        if (like is None) == (n_heads is None or n_mlps is None):
+        if (n_heads is None) != (n_mlps is None) or (like is None) == (n_heads is None):
             raise ConfigError(
                 "A random circuit needs a size: either method.like=<circuit file>, or both method.n_heads and method.n_mlps. "
                 f"Found like={like}, n_heads={n_heads}, n_mlps={n_mlps}."
@@ -53,7 +53,7 @@ class RandomCircuit(Method):
         self.n_mlps = n_mlps
         self.draws = draws
         self.seed = seed
-        self.exclude = tuple(exclude)
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
     def discover(self, engine: Engine, *, on_step: OnStep) -> Scores:
         graph = engine.graph
@@ -62,7 +62,7 @@ class RandomCircuit(Method):
         pool = [node for node in graph.nodes if node not in excluded]
         heads = [node for node in pool if node.kind is Kind.HEAD]
         mlps = [node for node in pool if node.kind is Kind.MLP]
-        if n_heads > len(heads) or n_mlps > len(mlps):
+        if not (0 <= n_heads <= len(heads) and 0 <= n_mlps <= len(mlps)):
             raise ConfigError(
                 f"Cannot draw {n_heads} heads and {n_mlps} MLPs: {len(heads)} heads and {len(mlps)} MLPs are left to draw from. "
                 "Ask for fewer, or exclude fewer (method.exclude)."

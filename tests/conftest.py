@@ -1,0 +1,36 @@
+import beartype  # noqa: F401, I001  before anything that imports nnsight, which adds methods to `object`
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _wandb_folders(tmp_path_factory):
+    """W&B keeps its files out of the checkout and out of the home folder."""
+    folder = tmp_path_factory.mktemp("wandb")
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
+        os.environ[name] = str(folder)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """No test sees the seed, the Hydra or the environment of another."""
+    torch.manual_seed(0)
+    environment = dict(os.environ)
+    GlobalHydra.instance().clear()
+    yield
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+    os.environ.clear()
+    os.environ.update(environment)
