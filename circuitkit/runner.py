@@ -145,9 +145,7 @@ class Runner:
         self.callbacks.notify("on_step", step)
 
 
-def run_info(
-    name: str, model: HookedModel, engine: Engine, parts: Mapping[str, Any], settings: Mapping[str, Any] | None
-) -> RunInfo:
+def run_info(name: str, model: HookedModel, engine: Engine, parts: Mapping[str, Any], settings: Mapping[str, Any] | None) -> RunInfo:
     """Everything that the result will depend on, with a hash of it."""
     described = {key: describe(part) for key, part in parts.items()}
     described["engine"] = {"_target_": f"{type(engine).__module__}.{type(engine).__qualname__}"}

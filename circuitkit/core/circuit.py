@@ -107,7 +107,8 @@ class Circuit:
         """
         if (self.n_layers, self.n_heads) != (n_layers, n_heads):
             raise CircuitError(
-                f"This circuit was found in {self.model or 'a model'} with {self.n_layers} layers x {self.n_heads} heads, but the model here "
+                f"This circuit was found in {self.model or 'a model'} with {self.n_layers} layers x {self.n_heads} "
+                "heads, but the model here "
                 f"has {n_layers} x {n_heads}. Load the model that it was found in, or find a circuit in this one."
             )
         if model and self.model and model != self.model:
@@ -234,7 +235,8 @@ def _checked_body(text: str, where: str) -> dict[str, Any]:
         raise CircuitError(f"{where} is not a circuit file: it has no format_version.")
     if body["format_version"] != FORMAT_VERSION:
         raise CircuitError(
-            f"{where} has circuit format {body['format_version']}; this version reads format {FORMAT_VERSION}. Use the version that wrote it."
+            f"{where} has circuit format {body['format_version']}; this version reads format {FORMAT_VERSION}. "
+            "Use the version that wrote it."
         )
     checksum = body.pop("checksum", None)
     if checksum != _checksum(body):

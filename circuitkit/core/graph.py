@@ -19,7 +19,9 @@ from torch import Tensor
 
 from circuitkit.core.errors import CircuitError
 
-_NODE = re.compile(r"^(?:(?P<end>input|logits)|a(?P<layer>\d+)\.h(?P<head>\d+)(?:<(?P<port>[qkv])>)?|m(?P<mlp>\d+))(?:@(?P<span>[\w-]+))?\Z")
+_NODE = re.compile(
+    r"^(?:(?P<end>input|logits)|a(?P<layer>\d+)\.h(?P<head>\d+)(?:<(?P<port>[qkv])>)?|m(?P<mlp>\d+))(?:@(?P<span>[\w-]+))?\Z"
+)
 
 
 class Level(str, Enum):

@@ -54,7 +54,8 @@ class Baseline:
         """
         if not (self.clean.isfinite().all() and self.patched.isfinite().all()):
             raise MeasurementError(
-                "The logits hold NaN or infinity, so no score can be given. Load the model in float32 or bfloat16 (model.dtype) and check its "
+                "The logits hold NaN or infinity, so no score can be given. Load the model in float32 or bfloat16 "
+                "(model.dtype) and check its "
                 "weights with `circuitkit job=doctor`."
             )
         clean, zero = self.clean.double().mean().item(), self.zero
@@ -62,7 +63,8 @@ class Baseline:
         spread = max(self.clean.double().abs().mean().item(), self.patched.double().abs().mean().item(), 1e-12)
         if gap <= 1e-3 * spread:
             raise MeasurementError(
-                f"The untouched model's mean {metric.name} is {clean:.4g} {metric.unit}, and 0 % is at {zero:.4g}: a performance score would be "
+                f"The untouched model's mean {metric.name} is {clean:.4g} {metric.unit}, and 0 % is at {zero:.4g}: a "
+                "performance score would be "
                 "meaningless. The model cannot do this task on these prompts; take another model or task, or keep the filter on "
                 "(task.filter=true)."
             )
@@ -133,7 +135,8 @@ class Engine(ABC):
         masks = self._checked(masks)
         if base is not None and (base.shape != masks.shape[1:] or base.dtype != torch.bool):
             raise MeasurementError(
-                f"The base must be one mask of {len(self.graph)} units, found {tuple(base.shape)} of {base.dtype}. Make it with engine.graph."
+                f"The base must be one mask of {len(self.graph)} units, found {tuple(base.shape)} of {base.dtype}. "
+                "Make it with engine.graph."
             )
         clean = self._clean
         values = torch.empty(len(masks), len(self.prompts))

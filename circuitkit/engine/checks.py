@@ -76,8 +76,8 @@ def _few(engine: Engine) -> PromptSet:
     same = len(prompts) - int(different.sum())
     if engine.patcher.needs.source != "none" and same == len(prompts):
         raise MeasurementError(
-            f"All {same} corrupt prompts are the same as their clean twins, so what {type(engine.patcher).__name__} takes from them still holds "
-            "the answer. Expected corrupt prompts without it; take a task or a corruption that changes the prompts."
+            f"All {same} corrupt prompts are the same as their clean twins, so what {type(engine.patcher).__name__} takes from them still "
+            "holds the answer. Expected corrupt prompts without it; take a task or a corruption that changes the prompts."
         )
     if engine.patcher.needs.source == "run" and same:
         _log.warning("%d of %d corrupt prompts are the same as their clean twins: patches change nothing there.", same, len(prompts))
@@ -99,8 +99,8 @@ def _check_effect(engine: Engine, expected: Logits, clean: Logits) -> None:
     patcher = type(engine.patcher).__name__
     if torch.equal(expected[0], clean):
         raise MeasurementError(
-            f"Replacing every component with {patcher} changed nothing: it gives back what the components compute anyway. Expected other values "
-            "of its `patch`; no circuit can be found like this."
+            f"Replacing every component with {patcher} changed nothing: it gives back what the components compute anyway. Expected other "
+            "values of its `patch`; no circuit can be found like this."
         )
     for kind, logits in (("heads", expected[1]), ("MLPs", expected[2])):
         if torch.equal(logits, clean):

@@ -104,4 +104,3 @@ class ConditionalMeans:
         units = self._layout.by_layer(masks).unflatten(-1, (self._layout.graph.n_heads + 1, -1)).clone()
         units[:, :, -1] = True
         return units.flatten(1)
-

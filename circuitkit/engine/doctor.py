@@ -172,9 +172,7 @@ def _plain_patchers(patient: Patient) -> tuple[Patcher, ...]:
     return patient.zero, patient.means, patient.resample
 
 
-def _compared(
-    patient: Patient, name: str, what: str, masks: Masks, patchers: tuple[Patcher, ...], graph: Graph | None = None
-) -> Check:
+def _compared(patient: Patient, name: str, what: str, masks: Masks, patchers: tuple[Patcher, ...], graph: Graph | None = None) -> Check:
     """Engine against naive path, with each patcher."""
     differences = {
         type(patcher).__name__: _largest_difference(patient.logits(masks, patcher, graph), patient.expected(masks, patcher, graph))

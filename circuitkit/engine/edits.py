@@ -83,7 +83,7 @@ def _span_table(graph: Graph, prompts: PromptSet) -> Int[Tensor, "prompt pos"]:
     for index, span in enumerate(graph.spans):
         for group in range(n_groups):
             position = prompts.position(span, group)
-            taken = table[group, position].item()
+            taken = int(table[group, position])
             if taken != len(graph.spans):
                 raise MeasurementError(
                     f"Positions {graph.spans[taken]!r} and {span!r} are both token {position} in prompts of group "

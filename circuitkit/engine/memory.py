@@ -34,7 +34,8 @@ class RowBudget:
         fitting = int(0.5 * free_bytes(model.device) // row_bytes(model, n_pos))
         if fitting < 1 and max_rows is None:
             raise MeasurementError(
-                f"Not even one prompt of {n_pos} tokens fits the free memory ({free_bytes(model.device) / 2**20:.0f} MiB, one row takes about "
+                f"Not even one prompt of {n_pos} tokens fits the free memory ({free_bytes(model.device) / 2**20:.0f} "
+                "MiB, one row takes about "
                 f"{row_bytes(model, n_pos) / 2**20:.0f} MiB). Free some, take a smaller model or dtype, or set engine.max_rows=1 to try."
             )
         useful = max(1, TOKENS_A_PASS.get(model.device.type, 4096) // n_pos)
@@ -48,7 +49,8 @@ class RowBudget:
         """
         if self.rows == 1:
             raise MeasurementError(
-                "Memory ran out in a pass with a single prompt. Take a smaller model or dtype (model.dtype=bfloat16), shorter prompts, or more "
+                "Memory ran out in a pass with a single prompt. Take a smaller model or dtype "
+                "(model.dtype=bfloat16), shorter prompts, or more "
                 "devices (model.device_map=auto)."
             ) from error
         self.rows = max(1, self.rows // 2)

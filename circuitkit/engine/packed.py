@@ -84,7 +84,8 @@ class PackedEngine(Engine):
             return lambda *_: plain
         if self.patcher.reads_activation:
             raise MeasurementError(
-                f"{type(self.patcher).__name__} wants conditional means and reads the activation that it replaces; the fast engine does not do "
+                f"{type(self.patcher).__name__} wants conditional means and reads the activation that it replaces; "
+                "the fast engine does not do "
                 "both. Run with engine=reference, or set reads_activation = False if it does not read it."
             )
         lane = self._lane(self.prompts.corrupt, corrupt=True)

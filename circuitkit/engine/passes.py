@@ -67,8 +67,7 @@ class PackedPass:
             for index in range(entry, model.n_layers)
             if skip and not edits.heads(index).any()
         }
-        known = entry_z is not None and entry not in self._dead_out
-        self._entry_out = self._attention_from(entry_z) if known else None
+        self._entry_out = None if entry_z is None or entry in self._dead_out else self._attention_from(entry_z)
 
     def __call__(self, layer: Layer) -> None:
         if self._watch is not None:

@@ -44,9 +44,7 @@ class Pack:
         return [Pack(part, self.rows, self.start, self.cut) for part in self.masks.split(n_masks)]
 
 
-def pack(
-    masks: Masks, starts: Int[Tensor, "mask"], cuts: Int[Tensor, "mask"], layout: Layout, n_prompts: int, max_rows: int
-) -> list[Pack]:
+def pack(masks: Masks, starts: Int[Tensor, "mask"], cuts: Int[Tensor, "mask"], layout: Layout, n_prompts: int, max_rows: int) -> list[Pack]:
     """Groups masks that start at the same layer and position and leave the same modules uncomputed, and fills passes with them.
 
     Args:

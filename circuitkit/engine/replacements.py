@@ -133,7 +133,9 @@ class Replacements:
         self._mlps: dict[int, Tensor] = {}
         self._outs: dict[int, Tensor] = {}
 
-    def heads(self, layer: int, z: Float[Tensor, "mask prompt pos head d_head"] | None, rows: slice) -> Float[Tensor, "*mask prompt pos head d_head"]:
+    def heads(
+        self, layer: int, z: Float[Tensor, "mask prompt pos head d_head"] | None, rows: slice
+    ) -> Float[Tensor, "*mask prompt pos head d_head"]:
         """Values for all heads of a layer. ``z`` is what they compute now; it may be left out if the patcher does not read it."""
         if self._patcher.reads_activation:
             assert z is not None
@@ -145,7 +147,9 @@ class Replacements:
             self._heads[layer] = self._patch_heads(layer, blank, source)
         return self._pick(self._heads[layer], rows)
 
-    def mlp(self, layer: int, out: Float[Tensor, "mask prompt pos d_model"] | None, rows: slice) -> Float[Tensor, "*mask prompt pos d_model"]:
+    def mlp(
+        self, layer: int, out: Float[Tensor, "mask prompt pos d_model"] | None, rows: slice
+    ) -> Float[Tensor, "*mask prompt pos d_model"]:
         """Values for the MLP of a layer, likewise."""
         site = Node.of_mlp(layer)
         if self._patcher.reads_activation:
@@ -182,7 +186,9 @@ class Replacements:
         values = []
         for head in range(self._model.n_heads):
             act = z[..., head, :]
-            values.append(self._patcher.patch(act, None if source is None else source[..., head, :].expand_as(act), Node.of_head(layer, head)))
+            values.append(
+                self._patcher.patch(act, None if source is None else source[..., head, :].expand_as(act), Node.of_head(layer, head))
+            )
         return torch.stack(values, -2)
 
     def _blank(self, layer: int, source: Tensor | None, shape: tuple[int, ...]) -> Tensor:

@@ -112,6 +112,7 @@ class Trunk:
         for layer in [layer for layer in self.kv if layer > start]:
             del self.kv[layer]
         for layer in watches[0].kv if watches else ():
-            self.kv[layer] = tuple(torch.cat(parts) for parts in zip(*(watch.kv[layer] for watch in watches), strict=True))
+            keys, values = zip(*(watch.kv[layer] for watch in watches), strict=True)
+            self.kv[layer] = torch.cat(keys), torch.cat(values)
         self.mask = mask.clone()
         self.depth = depth

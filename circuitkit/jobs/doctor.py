@@ -50,8 +50,10 @@ def run(config: DictConfig) -> None:
     if failed:
         names = ", ".join(check.name for check in failed)
         raise MeasurementError(
-            f"{len(failed)} of {len(checks)} checks failed for {model.name} in {dtype_of(model)}: {names}. Expected all to pass; numbers measured on "
-            "it may be wrong. Try model.attention=eager and model.dtype=float32, or engine=reference; if that does not help, report the table."
+            f"{len(failed)} of {len(checks)} checks failed for {model.name} in {dtype_of(model)}: {names}. "
+            "Expected all to pass; numbers measured on "
+            "it may be wrong. Try model.attention=eager and model.dtype=float32, or engine=reference; if that "
+            "does not help, report the table."
         )
 
 

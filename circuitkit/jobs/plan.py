@@ -49,7 +49,7 @@ def shape(config: DictConfig) -> HookedModel:
     """The configured model without weights."""
     node: Any = OmegaConf.to_container(config.model, resolve=True)
     if not str(node.pop("_target_", "")).endswith(".load_model"):
-        raise ConfigError("job=plan knows how to size models that circuitkit.models.load_model loads. Choose one of them: model=gpt2, model=local.")
+        raise ConfigError("job=plan can size models that circuitkit.models.load_model loads, such as model=gpt2 or model=local.")
     return load_shape(**{key: value for key, value in node.items() if key not in _PLACEMENT})
 
 

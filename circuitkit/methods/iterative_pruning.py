@@ -38,7 +38,12 @@ class IterativePruning(Method):
     name = "iterative_pruning"
 
     def __init__(
-        self, threshold: float = 0.8, order: str = "backward", max_sweeps: int | None = None, keep: Iterable[str] = (), speculate: bool = True
+        self,
+        threshold: float = 0.8,
+        order: str = "backward",
+        max_sweeps: int | None = None,
+        keep: Iterable[str] = (),
+        speculate: bool = True,
     ) -> None:
         if not 0 < threshold <= 1:
             raise ConfigError(

@@ -20,7 +20,12 @@ def new_cache(model: HookedModel) -> DynamicCache:
 
 def keys_values(cache: DynamicCache) -> dict[int, KeysValues]:
     """What a pass left in a cache, by layer; layers whose attention was not computed are missing."""
-    return {index: (layer.keys, layer.values) for index, layer in enumerate(cache.layers) if getattr(layer, "keys", None) is not None and layer.keys.numel()}
+    held = {}
+    for index, layer in enumerate(cache.layers):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is not None and values is not None and keys.numel():
+            held[index] = (keys, values)
+    return held
 
 
 def prefix_cache(model: HookedModel, held: Mapping[int, KeysValues], rows: slice, copies: int, n_pos: int) -> DynamicCache:
@@ -45,5 +50,3 @@ def sliding_window(model: HookedModel) -> int | None:
     config = model.hf.config
     window = getattr(config, "sliding_window", None)
     return window if window and getattr(config, "use_sliding_window", True) else None
-
-

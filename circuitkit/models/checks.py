@@ -143,7 +143,9 @@ def heads_sum(model: HookedModel, prompts: PromptSet) -> Check:
             alone[..., head, :] = z[..., head, :]
             total += model.project(index, alone).double() - bias
         differences.append(relative(total, out.double()))
-    return Check.of("heads_sum", "heads through the output projection, summed = the attention's output", largest(differences), tolerance(model))
+    return Check.of(
+        "heads_sum", "heads through the output projection, summed = the attention's output", largest(differences), tolerance(model)
+    )
 
 
 def groups(model: HookedModel, prompts: PromptSet) -> Check:
@@ -209,7 +211,13 @@ def called(model: HookedModel, prompts: PromptSet) -> Check:
                 hooks.callback(model.module(index, part).register_forward_hook(_counting(counts, name)).remove)
         plain(model, prompts.clean[:1])
     wrong = [f"{name}: {count} times" for name, count in counts.items() if count != 1]
-    return Check.of("called", "attention, output projection and MLP of each layer run once a pass (number that do not)", len(wrong), 0.0, shortened(wrong))
+    return Check.of(
+        "called",
+        "attention, output projection and MLP of each layer run once a pass (number that do not)",
+        len(wrong),
+        0.0,
+        shortened(wrong),
+    )
 
 
 MODEL_CHECKS: tuple[Callable[[HookedModel, PromptSet], Check], ...] = (
@@ -245,7 +253,9 @@ def weights_kept(model: HookedModel, before: dict[str, str]) -> Check:
     wrong = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     offloaded = sum(tensor.device.type == "meta" for tensor in model.hf.parameters())
     left_out = f"{offloaded} offloaded weights were not looked at" if offloaded else ""
-    return Check.of("weights_kept", "weights and buffers that are not as before (number of them)", len(wrong), 0.0, shortened(wrong) or left_out)
+    return Check.of(
+        "weights_kept", "weights and buffers that are not as before (number of them)", len(wrong), 0.0, shortened(wrong) or left_out
+    )
 
 
 def plain(model: HookedModel, ids: Int[Tensor, "row pos"], **inputs: Any) -> Tensor:

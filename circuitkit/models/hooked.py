@@ -16,7 +16,7 @@ import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from circuitkit.core.graph import Graph
 from circuitkit.models.architectures import Architecture, architecture_of
@@ -111,8 +111,10 @@ class HookedModel:
         graph: Its heads and MLPs.
     """
 
-    def __init__(self, name: str, hf: nn.Module, tokenizer: Any = None, *, revision: str | None = None, folder: Path | None = None) -> None:
-        config = hf.config.get_text_config() if hasattr(hf.config, "get_text_config") else hf.config
+    def __init__(
+        self, name: str, hf: PreTrainedModel, tokenizer: Any = None, *, revision: str | None = None, folder: Path | None = None
+    ) -> None:
+        config: Any = hf.config.get_text_config()
         self.name = name
         self.hf = hf.eval()
         self.tokenizer = tokenizer
@@ -241,6 +243,7 @@ class HookedModel:
 def _walk(layers: tuple[Layer, ...], visit: Visit | None, start: int, end: int, resid: Resid | None) -> None:
     """Runs inside a trace: passes the layers in order. An ordinary function sees real tensors there."""
     for layer in layers[:start]:
+        assert resid is not None
         layer.skip(resid)
     if visit is not None:
         for layer in layers[start:end]:

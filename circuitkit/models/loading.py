@@ -196,8 +196,9 @@ def _snapshot(repo: str, revision: str | None, local_files_only: bool, weights: 
     at = f" at revision {revision!r}" if revision else ""
     offline = local_files_only or not _hub_answers(repo, revision)
     try:
+        wanted = _FILES if weights else _SMALL_FILES
         folder = Path(snapshot_download(
-            repo, revision=revision, local_files_only=offline, allow_patterns=_FILES if weights else _SMALL_FILES, ignore_patterns=_NOT_FILES
+            repo, revision=revision, local_files_only=offline, allow_patterns=wanted, ignore_patterns=_NOT_FILES
         ))  # fmt: skip
     except GatedRepoError as error:
         raise ModelError(

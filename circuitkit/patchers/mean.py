@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from circuitkit.core.errors import ConfigError, unknown_choice
 from circuitkit.core.graph import Node
 from circuitkit.core.shapes import Acts
@@ -22,7 +24,7 @@ class Mean(Patcher):
     reads_activation = False
     gives_source = True
 
-    def __init__(self, means: str = "plain", pool: str = "all") -> None:
+    def __init__(self, means: Literal["plain", "conditional"] = "plain", pool: Literal["group", "all"] = "all") -> None:
         if means not in ("plain", "conditional"):
             raise ConfigError(unknown_choice("kind of means (patcher.means)", means, ("plain", "conditional")))
         if pool not in ("all", "group"):
