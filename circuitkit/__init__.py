@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from circuitkit.core.prompts import Prompt, PromptSet
     from circuitkit.loggers import JsonlLogger, WandbLogger
     from circuitkit.models.loading import load_model
-    from circuitkit.runner import Runner, RunResult
+    from circuitkit.results import RunResult
+    from circuitkit.runner import Runner
 
 __version__ = "0.1.0"
 
@@ -42,7 +43,7 @@ _HOMES = {
     "Prompt": "core.prompts",
     "PromptError": "core.errors",
     "PromptSet": "core.prompts",
-    "RunResult": "runner",
+    "RunResult": "results",
     "Runner": "runner",
     "Scores": "core.circuit",
     "UserError": "core.errors",

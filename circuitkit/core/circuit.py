@@ -97,7 +97,8 @@ class Circuit:
             CircuitError: The circuit belongs to a model of another shape.
         """
         self.check_fits(graph.n_layers, graph.n_heads)
-        return graph.mask(self.nodes)
+        nodes = [node.at(span) for node in self.nodes for span in graph.spans if node.span in (None, span)] if graph.spans else self.nodes
+        return graph.mask(nodes)
 
     def check_fits(self, n_layers: int, n_heads: int, model: str = "") -> None:
         """Refuses a circuit that was found in a model of another shape or name.

@@ -37,6 +37,16 @@ class Step:
         del row["total"]
         return row
 
+    def metrics(self) -> dict[str, float | int | str | bool]:
+        """The step as numbers to log."""
+        return {
+            "step/score": self.score,
+            "step/size": self.size,
+            "step/node": self.node,
+            "step/kept": self.kept,
+            "step/sweep": self.sweep,
+        }
+
 
 @dataclass(frozen=True)
 class RunInfo:

@@ -71,7 +71,8 @@ def show(model: HookedModel, checks: Sequence[Check], console: Console) -> None:
     for check in checks:
         verdict = "ok" if check.passed else "FAILED"
         what = f"{check.what}\n  {check.detail}" if check.detail else check.what
-        table.add_row(check.name, what, number(check.difference), number(check.tolerance), verdict, style=None if check.passed else "bold red")
+        style = None if check.passed else "bold red"
+        table.add_row(check.name, what, number(check.difference), number(check.tolerance), verdict, style=style)
     console.print(f"{model.name}: {model.architecture.family}, {model.n_layers} layers x {model.n_heads} heads, {dtype_of(model)}\n")
     console.print(table)
     console.print("\nDifferences of logits are relative to their standard deviation; 0 is equal bit for bit.")

@@ -18,7 +18,8 @@ from circuitkit.methods import Method
 from circuitkit.metrics import Metric
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Patcher
-from circuitkit.runner import Runner, RunResult
+from circuitkit.results import RunResult
+from circuitkit.runner import Runner
 from circuitkit.tasks import Task
 
 
@@ -42,6 +43,7 @@ def find(config: DictConfig, model: HookedModel | None = None) -> RunResult:
     engine = build(config.engine, Engine)
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
+    JsonlLogger(config.dir, overwrite=config.overwrite).check_unused()  # before minutes are spent on loading a large model
     runner = Runner(loggers=loggers(config), callbacks=build_each(config.callback, Callback))
     return runner.run(
         model=model or load(config),

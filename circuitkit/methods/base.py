@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from circuitkit.core.circuit import Circuit, Scores
-from circuitkit.core.graph import Level
+from circuitkit.core.graph import Graph, Level
+from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
 
@@ -23,6 +24,10 @@ class Method(ABC):
 
     name: str
     level: Level = Level.NODE
+
+    def units(self, graph: Graph, prompts: PromptSet) -> Graph:
+        """The units that the method wants to search, made from a model's heads and MLPs. By default these."""
+        return graph
 
     @abstractmethod
     def discover(self, engine: Engine, *, on_step: OnStep) -> Circuit | Scores:

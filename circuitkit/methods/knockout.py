@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from circuitkit.core.circuit import Circuit, Scores
-from circuitkit.core.errors import CircuitError
+from circuitkit.core.errors import CircuitError, ConfigError
+from circuitkit.core.graph import Graph
+from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
@@ -16,16 +20,28 @@ from circuitkit.methods.base import Method, OnStep
 class Knockout(Method):
     """Removes each node in turn, from the full model or from a circuit, and gives the score that is left in %. Final.
 
+    With positions, the units are (component, position) pairs, and only positions from the removed one on are computed.
+
     Source: "Towards Interpretable Sequence Continuation" (arXiv 2311.04131), importance of single components.
 
     Args:
         circuit: A circuit, or the path of its file, to remove members from; None for the full model.
+        positions: Labels (``S1``, ``last``) or token positions at which to remove, each for itself; ``all`` for every position; None to
+            remove components at all positions at once.
     """
 
     name = "knockout"
 
-    def __init__(self, circuit: Circuit | str | Path | None = None) -> None:
+    def __init__(self, circuit: Circuit | str | Path | None = None, positions: Iterable[str | int] | Literal["all"] | None = None) -> None:
         self.circuit = circuit
+        self.positions = positions if positions is None or isinstance(positions, str) else tuple(positions)
+        if isinstance(self.positions, str) and self.positions != "all":
+            raise ConfigError(f"method.positions must be a list such as [S1,last] or [0,5], or 'all'; found {self.positions!r}.")
+
+    def units(self, graph: Graph, prompts: PromptSet) -> Graph:
+        if self.positions is None:
+            return graph
+        return graph.at(range(prompts.n_pos) if self.positions == "all" else self.positions)
 
     def discover(self, engine: Engine, *, on_step: OnStep) -> Scores:
         graph = engine.graph

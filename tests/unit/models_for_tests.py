@@ -177,17 +177,25 @@ def planted_prompts(n: int = 6, n_pos: int = 5) -> PromptSet:
     return PromptSet(clean, corrupt, torch.full((n,), 1), torch.full((n,), 2), torch.arange(n) % 2, ("g0", "g1"))
 
 
-def tiny_prompts(n: int = 6, n_pos: int = 5, n_groups: int = 2, seed: int = 0, *, vocab: int = VOCAB) -> PromptSet:
-    """Random token ids with random answers; groups in turn, with one label that lies elsewhere in each group."""
+def tiny_prompts(
+    n: int = 6, n_pos: int = 5, n_groups: int = 2, seed: int = 0, *, same: int = 0, alike: bool = True, vocab: int = VOCAB
+) -> PromptSet:
+    """Random token ids with random answers; groups in turn, with one label that lies elsewhere in each group.
+
+    The first ``same`` tokens of a corrupt prompt are those of its clean twin; ``alike`` makes them the same in all prompts.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randint(0, vocab, shape, generator=generator)
 
     answers = draw(n)
+    clean, corrupt = draw(n, n_pos), draw(n, n_pos)
+    clean[:, :same] = clean[:1, :same] if alike else clean[:, :same]
+    corrupt[:, :same] = clean[:, :same]
     return PromptSet(
-        clean=draw(n, n_pos),
-        corrupt=draw(n, n_pos),
+        clean=clean,
+        corrupt=corrupt,
         answers=answers,
         wrongs=(answers + 1 + draw(n) % (vocab - 1)) % vocab,
         groups=torch.arange(n) % n_groups,

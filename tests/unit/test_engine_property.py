@@ -46,10 +46,12 @@ class Case:
     max_rows: int | None
     stride: int
     seed: int
+    same: int
+    alike: bool
 
     def engines(self):
         model = shared_model(self.family, self.n_layers, self.n_heads)
-        prompts = tiny_prompts(self.n_prompts, self.n_pos, self.n_groups, self.seed)
+        prompts = tiny_prompts(self.n_prompts, self.n_pos, self.n_groups, self.seed, same=min(self.same, self.n_pos - 1), alike=self.alike)
         graph = Graph(self.n_layers, self.n_heads, self.spans)
         fast, naive = engines(model, prompts, PATCHERS[self.patcher], graph, max_rows=self.max_rows)
         fast._clean_lane.trunk.stride = self.stride
@@ -69,6 +71,8 @@ cases = st.builds(
     max_rows=st.sampled_from([None, 1, 2, 3, 5, 8, 64]),
     stride=st.integers(1, 4),
     seed=st.integers(0, 1000),
+    same=st.sampled_from([0, 0, 2, 3, 5]),
+    alike=st.booleans(),
 )
 
 

@@ -27,12 +27,13 @@ MAY_KNOW = {
     "loggers": {"core"},
     "report": {"core"},
     "testing": EVERYTHING,
-    "runner": {"", *EVERYTHING},
+    "results": {"", *EVERYTHING},
+    "runner": {"", "results", *EVERYTHING},
     "plugins": {"core.errors"},
     "config": {"core.errors", "plugins"},
     "cli": {"core.errors", "config", "plugins", "jobs"},
-    "jobs": {"", "config", "core", *EVERYTHING, "runner"},
-    "__init__": {"config", "runner", *EVERYTHING},
+    "jobs": {"", "config", "core", *EVERYTHING, "results", "runner"},
+    "__init__": {"config", "results", "runner", *EVERYTHING},
 }
 
 # Third party -> where it may be imported. Those not named here may be imported anywhere.

@@ -1,0 +1,126 @@
+"""What a run is about, what it found, and the numbers and files that it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import circuitkit
+from circuitkit.core.circuit import Circuit, Scores
+from circuitkit.core.describe import describe
+from circuitkit.core.prompts import PromptSet
+from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
+from circuitkit.engine.base import Baseline, Engine
+from circuitkit.metrics.base import Metric
+
+_PACKAGES = ("torch", "transformers", "nnsight", "accelerate")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found.
+
+    Attributes:
+        info: What the run was about.
+        baseline: Scores of the untouched and of the fully patched model.
+        circuit: What a search returned, with its score; None for methods that only score.
+        scores: What a method that only scores returned.
+        steps: Every evaluated candidate.
+        prompts: On which.
+        seconds: Wall time of the search.
+    """
+
+    info: RunInfo
+    baseline: Baseline
+    circuit: Circuit | None
+    scores: Scores | None
+    steps: tuple[Step, ...]
+    prompts: PromptSet
+    seconds: float
+
+
+def run_info(name: str, engine: Engine, parts: Mapping[str, Any], settings: Mapping[str, Any] | None) -> RunInfo:
+    """Everything that the result will depend on, with a hash of it."""
+    model = engine.model
+    described = {key: describe(part) for key, part in parts.items()}
+    described["engine"] = {"_target_": f"{type(engine).__module__}.{type(engine).__qualname__}"}
+    described["model"] = {"name": model.name, "revision": model.revision, "dtype": str(model.dtype).removeprefix("torch.")}
+    provenance = {
+        "settings": described,
+        "seed": getattr(parts["task"], "seed", None),
+        "model": described["model"] | {"fingerprint": model.fingerprint()},
+        "prompts_hash": engine.prompts.content_hash(),
+        "n_prompts": len(engine.prompts),
+        "versions": versions(),
+    }
+    digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
+    provenance["content_hash"] = digest
+    return RunInfo(name, settings if settings is not None else described, provenance, digest, len(engine.prompts), len(engine.graph))
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that its numbers come from."""
+    found = {"python": ".".join(map(str, sys.version_info[:3])), "circuitkit": circuitkit.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def evaluated(result: RunResult, engine: Engine) -> RunResult:
+    """The result with its circuit scored once more, and with where it came from."""
+    provenance = {
+        **result.info.provenance,
+        "metric_unit": result.baseline.unit,
+        "baseline": result.baseline.clean.double().mean().item(),
+        "patched": result.baseline.patched.double().mean().item(),
+        "evaluations": len(result.steps),
+    }
+    if result.circuit is not None:
+        score = engine.percent(result.circuit.mask(engine.graph)[None]).item()
+        return replace(result, circuit=replace(result.circuit, score=score, provenance={**provenance, **result.circuit.provenance}))
+    assert result.scores is not None
+    return replace(result, scores=replace(result.scores, provenance={**provenance, **result.scores.provenance}))
+
+
+def baseline_metrics(baseline: Baseline, metric: Metric) -> dict[str, float]:
+    """The two runs that scores are held against, as numbers to log."""
+    return {
+        f"baseline/{metric.name}": baseline.clean.double().mean().item(),
+        f"patched/{metric.name}": baseline.patched.double().mean().item(),
+    }
+
+
+def summary_metrics(result: RunResult) -> dict[str, float | int]:
+    """What a run is summed up by."""
+    numbers: dict[str, float | int] = {"run/seconds": round(result.seconds, 3), "run/evaluations": len(result.steps)}
+    if result.circuit is not None:
+        circuit = result.circuit
+        assert circuit.score is not None
+        numbers |= {
+            "circuit/score": circuit.score,
+            "circuit/size": len(circuit),
+            "circuit/n_heads": len(circuit.heads),
+            "circuit/n_mlps": len(circuit.mlps),
+        }
+    if result.scores is not None:
+        values = list(result.scores.values.values())
+        numbers |= {"scores/mean": sum(values) / len(values), "scores/lowest": min(values), "scores/highest": max(values)}
+    return numbers
+
+
+def artifacts(result: RunResult) -> list[TextArtifact | TableArtifact]:
+    """The files that a run leaves."""
+    files: list[TextArtifact | TableArtifact] = [TableArtifact("scores", [step.row() for step in result.steps])]
+    if result.circuit is not None:
+        files.append(TextArtifact("circuit.json", result.circuit.to_json()))
+    if result.scores is not None:
+        files.append(TextArtifact("scores.json", result.scores.to_json(), kind="scores"))
+    return files
