@@ -63,7 +63,9 @@ class PatcherConformance(_Conformance):
                     act = self._act(*shape, dtype=dtype)
                     out = self._patched(self.make(), act, site=site)
                     expected = (act.shape, act.dtype, act.device)
-                    assert (out.shape, out.dtype, out.device) == expected, f"expected {expected}, found {(out.shape, out.dtype, out.device)}"
+                    assert (out.shape, out.dtype, out.device) == expected, (
+                        f"expected {expected}, found {(out.shape, out.dtype, out.device)}"
+                    )
 
     def test_nothing_is_changed_in_place(self) -> None:
         """Activation and source are used again by others."""
@@ -99,6 +101,13 @@ class PatcherConformance(_Conformance):
         if not patcher.reads_activation:
             assert torch.equal(*values) and torch.equal(values[0], nan), "it reads the activation: set reads_activation = True"
 
+    def test_it_gives_back_its_source_if_it_says_so(self) -> None:
+        """``gives_source = True`` lets the engine leave positions uncomputed where clean and corrupt prompts are the same."""
+        patcher, source = self.make(), self._act(2, 3, 4, seed=1)
+        if patcher.gives_source and patcher.needs.source != "none":
+            value = patcher.patch(self._act(2, 3, 4), source, Node.of_mlp(0))
+            assert torch.equal(value, source), "it gives something else than its source: set gives_source = False"
+
     def test_gradients_pass(self) -> None:
         """Through the activation if it is read, through the source if there is one."""
         patcher = self.make()
@@ -107,7 +116,9 @@ class PatcherConformance(_Conformance):
         out = patcher.patch(act, source if has_source else None, Node.of_mlp(0))
         if patcher.reads_activation:
             assert out.requires_grad, "no gradient flows, although the activation is read"
-            assert torch.autograd.grad(out.sum(), act, allow_unused=True, retain_graph=True)[0] is not None, "no gradient reaches the activation"
+            assert torch.autograd.grad(out.sum(), act, allow_unused=True, retain_graph=True)[0] is not None, (
+                "no gradient reaches the activation"
+            )
 
 
 class MetricConformance(_Conformance):

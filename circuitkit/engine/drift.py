@@ -98,7 +98,7 @@ def drift_metrics(steps: Sequence[Step], engine: Engine, threshold: float | None
         _log.warning("Drift against float32 is not reported for %s: %s", model.name, error)
         return {}
     _log.info(
-        "Drift: %d scores on %d prompts in %s differ from float32 by %.2g percentage points at most (mean %.2g); %d decisions flip.",
+        "Drift: %d scores on %d prompts in %s differ from float32 by %.2g percentage points at most (mean %.2g). Decisions that flip: %d.",
         found.n_masks, found.n_prompts, model.dtype, found.largest, found.mean, found.flipped,
     )  # fmt: skip
     return {"drift/largest": found.largest, "drift/mean": found.mean, "drift/flipped": found.flipped, "drift/n": found.n_masks}

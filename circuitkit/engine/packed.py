@@ -113,4 +113,6 @@ class PackedEngine(Engine):
 
     @cached_property
     def _oracle(self) -> ReferenceEngine:
-        return ReferenceEngine(self.model, self.prompts, self.patcher, self.metric, self.graph, max_rows=self.budget.rows)
+        # It unembeds every position, so as many rows would take so many times the memory for logits.
+        max_rows = max(1, self.budget.rows // self.prompts.n_pos)
+        return ReferenceEngine(self.model, self.prompts, self.patcher, self.metric, self.graph, max_rows=max_rows)

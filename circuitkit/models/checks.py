@@ -76,6 +76,15 @@ def random_prompts(model: HookedModel, n: int = 4, n_pos: int = 8, seed: int = 0
     return PromptSet(clean, corrupt, answers, wrongs, torch.arange(n) % 2, ("even", "odd"))
 
 
+def finite(model: HookedModel, prompts: PromptSet) -> Check:
+    """No weight and no logit is NaN or infinite."""
+    weights = [(name, weight) for name, weight in model.hf.named_parameters() if weight.device.type != "meta"]
+    wrong = [name for name, weight in weights if not weight.isfinite().all()]
+    for which, ids in (("clean", prompts.clean), ("corrupt", prompts.corrupt)):
+        wrong += [] if plain(model, ids).isfinite().all() else [f"logits of the {which} prompts"]
+    return Check.of("finite", "weights and logits without NaN and infinity (number of tables with some)", len(wrong), 0.0, shortened(wrong))
+
+
 def no_edit(model: HookedModel, prompts: PromptSet) -> Check:
     """Reading every site changes nothing."""
 
@@ -221,7 +230,7 @@ def called(model: HookedModel, prompts: PromptSet) -> Check:
 
 
 MODEL_CHECKS: tuple[Callable[[HookedModel, PromptSet], Check], ...] = (
-    called, no_edit, self_patch, prefix, heads_sum, groups, narrowed, padding,
+    finite, called, no_edit, self_patch, prefix, heads_sum, groups, narrowed, padding,
 )  # fmt: skip
 """In the order in which they are best read: later ones rest on earlier ones."""
 

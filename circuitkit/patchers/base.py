@@ -53,7 +53,8 @@ class Patcher(ABC):
         """The replacement for one component's output.
 
         Args:
-            act: What the component computes now. Not to be changed in place.
+            act: What the component computes now. Not to be changed in place. How many rows come at a time is the engine's affair: make
+                the value of a row from that row and its source alone.
             source: What ``needs`` asked for, in the same shape; None if it asked for nothing.
             site: The component, for patchers that treat components differently.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
@@ -162,7 +162,11 @@ def planted_model(n_layers: int = 4, n_heads: int = 3, noise: float = 1.0, seed:
             if str(node) in PLANTED:
                 continue
             read, write = (int(place) for place in torch.randint(5, 9, (2,), generator=generator))
-            wire = (lambda *a, n=node: wire_head(model, n.layer, n.head, *a)) if node.kind is Kind.HEAD else partial(wire_mlp, model, node.layer)
+            wire = (
+                (lambda *a, n=node: wire_head(model, n.layer, n.head, *a))
+                if node.kind is Kind.HEAD
+                else partial(wire_mlp, model, node.layer)
+            )
             wire(1 if node.layer == 0 else read, write, noise)
         wire_head(model, 0, 1, 1, 2, 1.0)
         wire_mlp(model, 1, 2, 3, 1.0)

@@ -113,7 +113,11 @@ def test_every_built_in_is_among_these():
     """A new patcher, metric, method, callback or logger joins the lists above."""
 
     def classes(room, base):
-        return {name for name in room.__all__ if isinstance(thing := getattr(room, name), type) and issubclass(thing, base) and thing is not base}
+        return {
+            name
+            for name in room.__all__
+            if isinstance(thing := getattr(room, name), type) and issubclass(thing, base) and thing is not base
+        }
 
     assert classes(patchers, Patcher) == {"Zero", "Mean", "Resample"}
     assert classes(metrics, Metric) == {"LogitDiff", "ProbDiff", "KL", "Accuracy", "AnswerRank"}
@@ -150,6 +154,13 @@ class Liar(Zero):
         return 2 * act
 
 
+class Scaled(Resample):
+    gives_source = True
+
+    def patch(self, act, source, site):
+        return 2 * source
+
+
 class Mixed(Halfway):
     def patch(self, act, source, site):
         return act - act.mean(0, keepdim=True)
@@ -180,6 +191,7 @@ BROKEN = [
     (PatcherConformance, Upcast, "test_shape_dtype_and_device_are_kept"),
     (PatcherConformance, Noisy, "test_it_is_deterministic"),
     (PatcherConformance, Liar, "test_it_reads_the_activation_just_if_it_says_so"),
+    (PatcherConformance, Scaled, "test_it_gives_back_its_source_if_it_says_so"),
     (PatcherConformance, Mixed, "test_it_treats_rows_alike"),
     (PatcherConformance, Detached, "test_gradients_pass"),
     (MetricConformance, Summed, "test_masks_and_prompts_are_independent"),

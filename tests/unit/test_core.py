@@ -24,7 +24,12 @@ FAST = settings(deadline=None, max_examples=100)
 
 spans = st.none() | st.from_regex(r"[A-Za-z0-9_-]{1,6}", fullmatch=True)
 heads = st.builds(
-    Node, kind=st.just(Kind.HEAD), layer=st.integers(0, 99), head=st.integers(0, 99), port=st.sampled_from([None, "q", "k", "v"]), span=spans
+    Node,
+    kind=st.just(Kind.HEAD),
+    layer=st.integers(0, 99),
+    head=st.integers(0, 99),
+    port=st.sampled_from([None, "q", "k", "v"]),
+    span=spans,
 )
 mlps = st.builds(Node, kind=st.just(Kind.MLP), layer=st.integers(0, 99), span=spans)
 ends = st.builds(Node, kind=st.sampled_from([Kind.INPUT, Kind.LOGITS]), span=spans)
@@ -67,7 +72,9 @@ def test_names_as_mib_and_eap_ig_write_them(name, node):
     assert str(node) == name
 
 
-@pytest.mark.parametrize("name", ["", "a7", "h3", "a7.h", "a7.h11<x>", "m", "m9<q>", "m-1", "a7.h11 ", " m9", "m9@", "m9@a b", "A1.H2", "m9\n"])
+@pytest.mark.parametrize(
+    "name", ["", "a7", "h3", "a7.h", "a7.h11<x>", "m", "m9<q>", "m-1", "a7.h11 ", " m9", "m9@", "m9@a b", "A1.H2", "m9\n"]
+)
 def test_what_is_no_node_name(name):
     with pytest.raises(CircuitError, match="is not a node name. Expected a head such as 'a7.h11'"):
         Node.parse(name)
@@ -120,7 +127,9 @@ def test_a_node_that_is_not_in_the_graph(name):
 def test_first_difference_by_hand():
     layout = Layout(GRAPH, tiny_prompts())
     base = GRAPH.without(GRAPH.full(), ["a1.h0"])
-    masks = torch.stack([base, GRAPH.full(), GRAPH.without(base, ["m0"]), GRAPH.without(base, ["m2"]), GRAPH.without(base, ["m2", "a0.h3"])])
+    masks = torch.stack(
+        [base, GRAPH.full(), GRAPH.without(base, ["m0"]), GRAPH.without(base, ["m2"]), GRAPH.without(base, ["m2", "a0.h3"])]
+    )
     assert layout.first_difference(masks, base).tolist() == [3, 1, 0, 2, 0]
 
 
@@ -195,7 +204,12 @@ def test_circuits_of_other_models_do_not_mix():
 # Circuits as files
 
 CIRCUIT = Circuit(
-    tuple(map(Node.parse, ("a0.h1", "m0", "a2.h3"))), LAYERS, HEADS, "toy", 83.25, provenance={"seed": 3, "settings": {"n": [1, 2.5, None, "x"]}}
+    tuple(map(Node.parse, ("a0.h1", "m0", "a2.h3"))),
+    LAYERS,
+    HEADS,
+    "toy",
+    83.25,
+    provenance={"seed": 3, "settings": {"n": [1, 2.5, None, "x"]}},
 )
 
 
@@ -227,7 +241,13 @@ def mutated(draw) -> str:
         start = draw(st.integers(0, len(text)))
         end = draw(st.integers(start, min(len(text), start + 40)))
         kind = draw(st.sampled_from(["cut", "drop", "double", "write", "digit"]))
-        new = {"cut": "", "drop": "", "double": text[start:end] * 2, "write": draw(st.text(max_size=5)), "digit": draw(st.sampled_from("0123456789"))}
+        new = {
+            "cut": "",
+            "drop": "",
+            "double": text[start:end] * 2,
+            "write": draw(st.text(max_size=5)),
+            "digit": draw(st.sampled_from("0123456789")),
+        }
         text = text[:start] if kind == "cut" else text[:start] + new[kind] + text[end:]
     return text
 
@@ -250,7 +270,9 @@ json_values = st.recursive(
 
 
 @settings(FAST, max_examples=400)
-@given(key=st.sampled_from(["model", "n_layers", "n_heads", "level", "score", "nodes", "provenance"]), value=json_values, drop=st.booleans())
+@given(
+    key=st.sampled_from(["model", "n_layers", "n_heads", "level", "score", "nodes", "provenance"]), value=json_values, drop=st.booleans()
+)
 def test_a_forged_file_with_a_right_checksum_is_refused_or_a_usable_circuit(key, value, drop):
     """Someone wrote a field by hand and corrected the checksum too."""
     body = json.loads(TEXT)
@@ -267,7 +289,9 @@ def test_a_forged_file_with_a_right_checksum_is_refused_or_a_usable_circuit(key,
     assert again.names == circuit.names
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "3", '"x"', "[" * 100_000, "{}", '{"nodes": []}'], ids=lambda text: text[:12] or "nothing")
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "3", '"x"', "[" * 100_000, "{}", '{"nodes": []}'], ids=lambda text: text[:12] or "nothing"
+)
 def test_texts_that_are_no_circuit(text):
     with pytest.raises(CircuitError, match="is not a"):
         Circuit.from_json(text)
@@ -327,12 +351,16 @@ def test_taking_prompts():
         assert torch.equal(taken.corrupt, prompts.corrupt[2:4]) and taken.groups.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("span", "group", "position"), [("last", 0, 4), ("0", 1, 0), ("-1", 0, 4), ("-5", 0, 0), ("S1", 0, 0), ("S1", 1, 1)])
+@pytest.mark.parametrize(
+    ("span", "group", "position"), [("last", 0, 4), ("0", 1, 0), ("-1", 0, 4), ("-5", 0, 0), ("S1", 0, 0), ("S1", 1, 1)]
+)
 def test_positions(span, group, position):
     assert tiny_prompts(n_pos=5).position(span, group) == position
 
 
-@pytest.mark.parametrize(("span", "text"), [("5", "outside of prompts with 5 tokens"), ("-6", "outside"), ("S9", "Choices: S1, last, or a number")])
+@pytest.mark.parametrize(
+    ("span", "text"), [("5", "outside of prompts with 5 tokens"), ("-6", "outside"), ("S9", "Choices: S1, last, or a number")]
+)
 def test_positions_that_are_not_there(span, text):
     with pytest.raises(PromptError, match=text):
         tiny_prompts(n_pos=5).position(span, 0)

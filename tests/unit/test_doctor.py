@@ -22,7 +22,7 @@ from circuitkit.models.hooked import HookedModel, Layer
 from circuitkit.patchers import Mean, Resample, Zero
 
 NAMES = [check.__name__ for check in (*MODEL_CHECKS, *ENGINE_CHECKS)] + ["hooks_gone", "weights_kept"]
-BITWISE = {"called", "no_edit", "self_patch", "prefix", "groups", "fires", "hooks_gone", "weights_kept"}
+BITWISE = {"finite", "called", "no_edit", "self_patch", "prefix", "groups", "fires", "hooks_gone", "weights_kept"}
 
 
 def patient_of(model: HookedModel, engine=PackedEngine) -> Patient:
@@ -176,7 +176,16 @@ def test_weights_that_are_nan():
     model = tiny_model("llama", n_layers=2)
     model.module(1, "mlp").up_proj.weight.data[0, 0] = torch.nan
     wrong = failed(patient_of(model))
-    assert {"no_edit", "prefix", "all_patched", "any_mask", "base", "fires"} <= set(wrong)
+    assert list(wrong)[0] == "finite" and {"no_edit", "prefix", "all_patched", "any_mask", "base", "fires"} <= set(wrong)
+    assert wrong["finite"] == "model.layers.1.mlp.up_proj.weight, logits of the clean prompts, logits of the corrupt prompts"
+
+
+def test_a_token_whose_embedding_is_infinite_is_found_though_no_prompt_has_it():
+    model = tiny_model("llama", n_layers=2)
+    prompts = random_prompts(model, n=1, n_pos=4)
+    unseen = min({*range(model.d_vocab)} - {*prompts.clean.flatten().tolist(), *prompts.corrupt.flatten().tolist()})
+    model.hf.model.embed_tokens.weight.data[unseen] = torch.inf
+    assert failed(replace(patient_of(model), prompts=prompts)) == {"finite": "model.embed_tokens.weight"}
 
 
 # Broken engines
@@ -320,7 +329,7 @@ def test_the_job_fails_in_one_sentence(monkeypatch, capsys, tmp_path):
     config = config_of(f"dir={tmp_path}")
     right = Layer.skip
     monkeypatch.setattr(Layer, "skip", lambda self, resid: right(self, resid * torch.nan))
-    with pytest.raises(MeasurementError, match=r"of 18 checks failed for tiny_llama in float32: prefix,.* Expected all to pass"):
+    with pytest.raises(MeasurementError, match=r"of 19 checks failed for tiny_llama in float32: prefix,.* Expected all to pass"):
         doctor.run(config)
     assert "FAILED" in capsys.readouterr().out
     written = json.loads((tmp_path / "doctor.json").read_text())

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from models_for_tests import planted_model, planted_prompts, same_state, solvable_prompts, state_of, tiny_model, tiny_prompts
+from models_for_tests import same_state, solvable_prompts, state_of, tiny_model
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ModelError
@@ -21,15 +21,15 @@ from circuitkit.metrics import LogitDiff
 from circuitkit.models.checks import digests_of, hooks_of
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.precision import as_float32
-from circuitkit.patchers import Mean, Zero
+from circuitkit.patchers import Mean
 from circuitkit.runner import Runner
 from circuitkit.tasks import Task
 
 HALF = [torch.bfloat16, torch.float16]
 
 
-def engine_of(model: HookedModel, prompts: PromptSet | None = None, patcher=None) -> PackedEngine:
-    return PackedEngine(model, prompts or solvable_prompts(model), patcher or Mean(), LogitDiff())
+def engine_of(model: HookedModel, prompts: PromptSet | None = None) -> PackedEngine:
+    return PackedEngine(model, prompts or solvable_prompts(model), Mean(), LogitDiff())
 
 
 def pruned(engine, threshold: float) -> list[Step]:
@@ -298,18 +298,9 @@ def test_a_run_logs_its_drift(dtype):
     assert logged["drift/mean"] == pytest.approx((half - single).abs().mean().item(), rel=0.05)
 
 
-def test_small_whole_numbers_have_no_drift():
-    """In the planted model all that matters is a small whole number, exact in bfloat16 as well."""
-    model = planted_model(noise=0.0)
-    model.hf.to(torch.bfloat16)
-    engine = engine_of(model, planted_prompts(), Zero())
-    masks = torch.stack([engine.graph.full(), engine.graph.empty(), engine.graph.without(engine.graph.full(), ["m1"])])
-    assert drift(engine, masks).largest < 1
-
-
 def test_prompts_that_cannot_be_scored_leave_the_report_out(caplog):
     model = tiny_model("llama", dtype=torch.bfloat16)
     right = solvable_prompts(model)
     wrong = PromptSet(right.clean, right.corrupt, right.wrongs, right.answers, right.groups, right.group_names)
     assert drift_metrics([], engine_of(model, wrong), 0.8) == {}
-    assert "cannot do this task" in caplog.text and tiny_prompts() is not None
+    assert "cannot do this task" in caplog.text

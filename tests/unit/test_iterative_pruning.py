@@ -77,14 +77,23 @@ def test_the_result_depends_on_the_order_as_computed_by_hand():
     backward, steps = pruned(half_and_half(), order="backward")
     assert backward.names == ("a0.h0", "a1.h0") and backward.score == pytest.approx(85.0)
     # Nothing else matters: m1 and m0 stand at what is left, a2.h0 too.
-    expected = [("m2", 85.0, False), ("a2.h0", 85.0, False), ("m1", 85.0, False), ("a1.h0", 70.0, True), ("m0", 85.0, False), ("a0.h0", 15.0, True)]
+    expected = [
+        ("m2", 85.0, False),
+        ("a2.h0", 85.0, False),
+        ("m1", 85.0, False),
+        ("a1.h0", 70.0, True),
+        ("m0", 85.0, False),
+        ("a0.h0", 15.0, True),
+    ]
     assert [(step.node, step.kept) for step in steps[:6]] == [(node, kept) for node, _, kept in expected]
     assert [step.score for step in steps[:6]] == pytest.approx([score for _, score, _ in expected], abs=1e-3)
     forward, _ = pruned(half_and_half(), order="forward")
     assert forward.names == ("a0.h0", "m2")
 
 
-@pytest.mark.parametrize(("threshold", "kept"), [(0.84, ("a0.h0", "a1.h0")), (0.86, ("a0.h0", "a1.h0", "m2")), (0.6, ("a0.h0",)), (0.1, ("a0.h0",))])
+@pytest.mark.parametrize(
+    ("threshold", "kept"), [(0.84, ("a0.h0", "a1.h0")), (0.86, ("a0.h0", "a1.h0", "m2")), (0.6, ("a0.h0",)), (0.1, ("a0.h0",))]
+)
 def test_the_threshold_is_a_share_of_the_untouched_models_score(threshold, kept):
     """m2 goes where 85 % is enough, a1.h0 too where 70 % is; without a0.h0 as well nothing is left."""
     assert pruned(half_and_half(), threshold=threshold)[0].names == kept
@@ -148,7 +157,9 @@ def assert_as_the_book_says(engine, answer, **settings):
 
 @pytest.mark.parametrize("engine_class", [PackedEngine, WideEngine, ReferenceEngine])
 @pytest.mark.parametrize("patcher", ["mean_all", "mean_group", "conditional_all", "zero"])
-@pytest.mark.parametrize(("family", "order", "threshold"), [("gpt2", "backward", 0.8), ("llama", "forward", 0.8), ("gpt_neox_parallel", "backward", 0.9)])
+@pytest.mark.parametrize(
+    ("family", "order", "threshold"), [("gpt2", "backward", 0.8), ("llama", "forward", 0.8), ("gpt_neox_parallel", "backward", 0.9)]
+)
 def test_every_decision_is_as_the_book_says(family, order, threshold, patcher, engine_class):
     model, prompts, answer = the_books_answer(family, patcher, order, threshold)
     engine = engine_class(model, prompts, PATCHERS[patcher], LogitDiff())

@@ -107,7 +107,7 @@ def test_all_kept_is_exactly_100_percent(model, name):
 
 
 def test_the_empty_circuit_is_the_corrupt_mean_run(model):
-    """Everything replaced by means: 6 from the heads and 60 from the MLP, whatever the prompt; for Resample it is the corrupt run itself."""
+    """Everything replaced by means: 6 from the heads and 60 from the MLP, whatever the prompt; for Resample, the corrupt run."""
     fast, naive = engines(model, PROMPTS, Mean())
     assert fast.baseline().patched.tolist() == naive.baseline().patched.tolist() == [65.0, 65.0]
     fast, _ = engines(model, PROMPTS, Resample())
@@ -200,8 +200,8 @@ def test_positions_that_a_later_layer_reads(removed, expected, which):
 def gpt2() -> HookedModel:
     """Every number is written as +a in one dimension and -a in the next, so that its mean is zero and the LayerNorm changes nothing.
 
-    Pairs: (0, 1) the token's value, (2, 3) the heads, (4, 5) the MLP. Biases: the head's output projection adds 0.5 to the heads' pair, and the
-    MLP's output 3 to its own; neither is replaced with a head, the MLP's is.
+    Pairs: (0, 1) the token's value, (2, 3) the heads, (4, 5) the MLP. Biases: the output projection adds 0.5 to the heads' pair and stays
+    when heads are replaced; the MLP's adds 3 to its own and goes with it.
     """
     config = transformers.GPT2Config(
         n_embd=6, n_head=2, n_layer=1, n_inner=1, n_positions=8, vocab_size=10, activation_function="relu", layer_norm_epsilon=2.0**40,

@@ -82,7 +82,11 @@ def test_which_entry_belongs_to_which_prompt():
 
 LOGITS = torch.tensor([[0.0, math.log(4), math.log(2), 0.0], [3.0, 3.0, 3.0, 3.0]])
 PROMPTS = PromptSet(
-    torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long), torch.tensor([1, 0]), torch.tensor([2, 3]), torch.zeros(2).long()
+    torch.zeros(2, 3, dtype=torch.long),
+    torch.zeros(2, 3, dtype=torch.long),
+    torch.tensor([1, 0]),
+    torch.tensor([2, 3]),
+    torch.zeros(2).long(),
 )
 UNIFORM = torch.zeros(2, 4)
 EXPECTED = {
@@ -132,7 +136,9 @@ def test_metrics_of_large_logits_stay_finite():
 @pytest.mark.parametrize("metric_class", [LogitDiff, ProbDiff, KL])
 def test_gradients_by_finite_differences(metric_class):
     logits = LOGITS.double().clone().requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda x: metric_class().score(x, PROMPTS, clean_logits=torch.tensor([[0.0, 1.0, 2.0, 3.0]] * 2).double()), logits)
+    assert torch.autograd.gradcheck(
+        lambda x: metric_class().score(x, PROMPTS, clean_logits=torch.tensor([[0.0, 1.0, 2.0, 3.0]] * 2).double()), logits
+    )
 
 
 # From metric to percent

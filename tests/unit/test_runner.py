@@ -173,7 +173,9 @@ FAILURES = ["on_run_start", "on_baseline", "on_step", "on_discover_end", "on_eva
 
 
 @pytest.mark.parametrize("at", FAILURES)
-@pytest.mark.parametrize(("error", "status"), [(SomethingBroke("x"), "failed"), (MeasurementError("y"), "failed"), (KeyboardInterrupt(), "interrupted")])
+@pytest.mark.parametrize(
+    ("error", "status"), [(SomethingBroke("x"), "failed"), (MeasurementError("y"), "failed"), (KeyboardInterrupt(), "interrupted")]
+)
 def test_a_failure_ends_the_loggers_and_comes_out_as_it_was(at, error, status):
     recorder, events = Recorder(), Events(at, error)
     with pytest.raises(type(error)) as caught:
