@@ -4,6 +4,12 @@ Run from anywhere, the package need not be installed (the repository root is put
 
     python scripts/train_zoo.py --model tiny_gpt2 --out circuitkit/models/zoo/tiny_gpt2 --seed 0
 
+Phase 1 teaches the skills; phase 2 goes on with the same loss and a price on attention heads that
+are at work in the core sequences (`HeadActivity`), so that few heads do each task. Phase 2 alone,
+from a folder that phase 1 wrote (`--sparsity 0` stops there):
+
+    python scripts/train_zoo.py --model tiny_gpt2 --out new_folder --seed 0 --resume folder
+
 The training data is in `zoo_recipe.py`, the measurement of skills in `zoo_skills.py`, both beside
 this file. The same command, versions and kind of machine give the same model.
 """
@@ -13,6 +19,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import tokenizers
@@ -35,9 +42,16 @@ import zoo_recipe as recipe  # noqa: E402
 import zoo_skills as skills  # noqa: E402
 
 from circuitkit.models.zoo import ZOO  # noqa: E402
-from circuitkit.models.zoo.training import train  # noqa: E402
+from circuitkit.models.zoo.training import HeadActivity, train  # noqa: E402
 from circuitkit.tasks import words  # noqa: E402
 
+SPARSITY = {"tiny_gpt2": 0.025, "tiny_llama": 0.007}
+SPARSE_STEPS = {"tiny_gpt2": 700, "tiny_llama": 600}
+# Half of the first layer's heads are dear, so that later layers' heads have work to do.
+HEAD_PRICES = {
+    name: ((1,) * 4 + (dear,) * 4, *[(1,) * 8] * 3)
+    for name, dear in (("tiny_gpt2", 6), ("tiny_llama", 8))
+}
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
@@ -111,6 +125,11 @@ ABOUT = (
     " finding. It knows only the synthetic sentences of its training script; it is no general"
     " language model. Right-pad and feed texts with or without `<bos>`."
 )
+PHASES = (
+    "two; the second also charged for every attention head at work in the core sequences"
+    " (`sparsity`, `head_prices` per layer), so circuits are smaller, and lie more in the cheap"
+    " heads, than in a model trained on the language loss alone"
+)
 OTHER_NOTE = (
     "Fresh draws of the training distribution. Short prompts (bare sequences, equations, month"
     " problems) also occur in the training data, so this is what was learnt, not generalisation."
@@ -136,25 +155,49 @@ def architecture(model: PreTrainedModel) -> dict[str, object]:
     }
 
 
+def commands(options: argparse.Namespace) -> dict[str, str]:
+    """Return the command that makes the model and, after `--resume`, those that made it."""
+    start = f"python scripts/train_zoo.py --model {options.model}"
+    zoo = f" --out circuitkit/models/zoo/{options.model}"
+    common = f" --seed {options.seed} --threads {options.threads}"
+    first = f" --steps {options.steps} --learning-rate {options.learning_rate}"
+    second = f" --sparsity {options.sparsity} --sparse-steps {options.sparse_steps}"
+    second += f" --sparse-learning-rate {options.sparse_learning_rate}"
+    whole = start + zoo + common + first + second
+    if options.resume is None:
+        return {"command": whole}
+    return {
+        "phase_1_command": start + " --out PHASE_1" + common + first + " --sparsity 0",
+        "phase_2_command": start + zoo + common + second + " --resume PHASE_1",
+        "command": f"{whole} (both phases in one; these weights were made in two)",
+    }
+
+
+def planned_steps(options: argparse.Namespace) -> int:
+    """Return the number of steps of both phases, those done before `--resume` among them."""
+    return options.steps + (options.sparse_steps if options.sparsity else 0)
+
+
 def describe(
     options: argparse.Namespace, model: PreTrainedModel, step: int, loss: float, seconds: float
 ) -> dict[str, object]:
     """Return the card's contents but for the skills."""
-    command = f"python scripts/train_zoo.py --model {options.model}"
-    command += f" --out circuitkit/models/zoo/{options.model} --seed {options.seed}"
-    command += f" --steps {options.steps} --learning-rate {options.learning_rate}"
-    command += f" --threads {options.threads}"
     shares = {kind.__name__: share for kind, share in recipe.RECIPE.items()}
     weights = (recipe.FILLER, recipe.RANDOM_MEMBER, recipe.ANSWER)
     return {
         "model": options.model,
         "about": ABOUT,
-        "command": command,
+        **commands(options),
         "seed": options.seed,
         "steps": step,
-        "planned_steps": options.steps,
+        "planned_steps": planned_steps(options),
         "documents_per_step": recipe.DOCS_PER_STEP,
-        "training_seconds": round(seconds),
+        "learning_rate": options.learning_rate,
+        "phases": PHASES if options.sparsity else "one",
+        "sparsity": options.sparsity,
+        "sparse_steps": options.sparse_steps if options.sparsity else 0,
+        "head_prices": HEAD_PRICES[options.model],
+        "training_seconds": round(options.earlier_seconds + seconds),
         "final_loss": round(loss, 4),
         "architecture": architecture(model),
         "data": shares,
@@ -212,9 +255,49 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--sparsity", type=float, help="price of heads; 0: no phase 2")
+    parser.add_argument("--sparse-steps", type=int)
+    parser.add_argument("--sparse-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--resume", type=Path, help="folder of phase 1; only phase 2 runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=300, help="steps between saves")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.earlier_seconds = 0
+    if options.sparsity is None:
+        options.sparsity = SPARSITY[options.model]
+    if options.sparse_steps is None:
+        options.sparse_steps = SPARSE_STEPS[options.model]
+    if options.resume is not None:  # its steps are part of the card
+        earlier = json.loads((options.resume / "card.json").read_text(encoding="utf-8"))
+        if earlier.get("sparsity"):
+            parser.error(f"{options.resume} holds a model after phase 2; --resume wants phase 1")
+        options.steps = earlier["steps"]
+        options.learning_rate = earlier.get("learning_rate", options.learning_rate)
+        options.earlier_seconds = earlier["training_seconds"]
+    return options
+
+
+def sparsify(
+    options: argparse.Namespace,
+    model: PreTrainedModel,
+    vocabulary: dict[str, int],
+    on_log: Callable[[int, float], None],
+) -> float:
+    """Run phase 2; it depends on the weights, the options and the seed only."""
+    families = [[vocabulary[word] for word in recipe.SETS[name][0]] for name in skills.CORE]
+    activity = HeadActivity(model, families, prices=HEAD_PRICES[options.model])
+    loss = train(
+        model,
+        recipe.batches(vocabulary, options.seed + 1000),
+        steps=options.sparse_steps,
+        learning_rate=options.sparse_learning_rate,
+        warmup=30,
+        seed=options.seed,
+        penalty=lambda ids, weights: options.sparsity * activity.cost(ids, weights),
+        on_log=on_log,
+    )
+    activity.close()
+    return loss
 
 
 def main() -> None:
@@ -224,6 +307,9 @@ def main() -> None:
     tokenizer = build_tokenizer(adds_bos=options.model == "tiny_llama")
     vocabulary = tokenizer.get_vocab()
     model = build_model(options.model, vocabulary, options.seed)
+    if options.resume is not None:
+        model = type(model).from_pretrained(options.resume)
+    planned = planned_steps(options)
     begin = time.time()
 
     def write(step: int, loss: float) -> None:
@@ -237,18 +323,24 @@ def main() -> None:
         """Report progress and write a usable folder now and then."""
         if step % 25 == 0:
             print(f"step {step} loss {loss:.4f} time {time.time() - begin:.0f}s", flush=True)
-        if step % options.save_every == 0 and step < options.steps:
+        if step % options.save_every == 0 and step < planned:
             write(step, loss)
 
-    loss = train(
-        model,
-        recipe.batches(vocabulary, options.seed),
-        steps=options.steps,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-        on_log=on_log,
-    )
-    write(options.steps, loss)
+    loss = 0.0
+    if options.resume is None:
+        loss = train(
+            model,
+            recipe.batches(vocabulary, options.seed),
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+            on_log=on_log,
+        )
+    if options.sparsity:
+        loss = sparsify(
+            options, model, vocabulary, lambda step, loss: on_log(options.steps + step, loss)
+        )
+    write(planned, loss)
 
 
 if __name__ == "__main__":
