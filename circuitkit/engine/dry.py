@@ -7,6 +7,7 @@ products are counted by ``torch.utils.flop_counter`` as they would be on a real 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from circuitkit.core.shapes import Masks
 from circuitkit.engine.base import Baseline
-from circuitkit.engine.memory import row_bytes
-from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.memory import TOKENS_A_PASS, free_bytes, row_bytes
+from circuitkit.engine.packed import SATURATION, PackedEngine
+from circuitkit.engine.replacements import entries
+from circuitkit.models.hooked import HookedModel
 
 
 class DryEngine(PackedEngine):
@@ -26,11 +29,25 @@ class DryEngine(PackedEngine):
     Args:
         model: A model on the ``meta`` device.
         assume: The performance score, in %, that every candidate is taken to have: above the threshold all are removed, below none.
+        target: The device that the run is planned for: it decides how many rows a pass has.
     """
 
-    def __init__(self, *args: Any, assume: float = 100.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, *args: Any, assume: float = 100.0, target: torch.device | None = None, max_rows: int | None = None, **kwargs: Any
+    ) -> None:
+        # A bound that always fits: a plan for a model that is too large is worth having too.
+        super().__init__(*args, max_rows=max_rows or 1, **kwargs)
         self.assume = assume
+        self._target = target or torch.device("cpu")
+        if max_rows is None:
+            n_pos = self.prompts.n_pos
+            fitting = int(0.5 * (free_bytes(self._target) - weight_bytes(self.model)) // row_bytes(self.model, n_pos))
+            self.budget.rows = max(1, min(fitting, TOKENS_A_PASS.get(self._target.type, 4096) // n_pos))
+
+    @property
+    def batch(self) -> int:
+        useful = SATURATION.get(self._target.type, 2**16) // (len(self.prompts) * self.prompts.n_pos * self.model.d_model)
+        return max(1, min(useful, self.budget.rows // len(self.prompts)))
 
     def baseline(self) -> Baseline:
         """Makes the passes of a baseline; its numbers mean nothing."""
@@ -52,6 +69,45 @@ class DryEngine(PackedEngine):
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a run holds at its peak, about, in bytes.
+
+    Attributes:
+        weights: Of the model.
+        states: Held for all prompts: what enters the layers, the heads' outputs, keys and values, and what replaces components.
+        a_row: What one row of a pass takes while it runs, without its logits.
+        rows: Rows of the largest pass.
+        logits: Of the largest pass, and of the untouched model.
+    """
+
+    weights: int
+    states: int
+    a_row: int
+    rows: int
+    logits: int
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return self.weights + self.states + self.rows * self.a_row + self.logits
+
+    def fits(self, free: Mapping[str, int]) -> str:
+        """Whether that fits a device, in words.
+
+        Args:
+            free: Free bytes of each device; the last one is the main memory.
+        """
+        alone = [name for name, there in free.items() if self.peak < there]
+        if alone:
+            return f"yes, {alone[0]}"
+        # Each device needs room for its layers' share and for a pass.
+        a_pass = self.peak - self.weights - self.states
+        if sum(max(0, there - a_pass) for there in free.values()) > self.weights + self.states:
+            return "spread over all devices, with model.device_map=auto"
+        return f"no, {', '.join(f'{there / 2**30:.1f} GiB are free on {name}' for name, there in free.items())}"
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a run will take.
 
@@ -61,7 +117,7 @@ class Cost:
         rows: Layers x rows of these.
         flops: Of matrix products, a multiply-add counted as two.
         bytes_read: Weights read, once a pass.
-        peak_bytes: Weights, held states and the largest pass, about.
+        memory: What it holds.
     """
 
     evaluations: int
@@ -69,7 +125,7 @@ class Cost:
     rows: int
     flops: int
     bytes_read: int
-    peak_bytes: int
+    memory: Memory
 
     def seconds(self, flops_a_second: float, bytes_a_second: float) -> float:
         """Time on a device with these measured rates: whichever binds, arithmetic or reading weights."""
@@ -78,12 +134,29 @@ class Cost:
 
 def cost(engine: DryEngine, evaluations: int, flops: int) -> Cost:
     """What the passes that an engine has made so far would have cost."""
-    model, prompts = engine.model, engine.prompts
-    weights = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.hf.parameters())
-    share = engine.work.layer_rows / max(1, engine.work.passes * model.n_layers * _rows_a_pass(engine))
-    held = len(prompts) * prompts.n_pos * (model.d_model + model.n_heads * model.d_head) * model.dtype.itemsize * model.n_layers
-    peak = weights + held + engine.budget.rows * row_bytes(model, prompts.n_pos)
-    return Cost(evaluations, engine.work.passes, engine.work.layer_rows, flops, int(weights * share * engine.work.passes), peak)
+    work = engine.work
+    share = work.layer_rows / max(1, work.passes * engine.model.n_layers * _rows_a_pass(engine))
+    read = int(weight_bytes(engine.model) * share * work.passes)
+    return Cost(evaluations, work.passes, work.layer_rows, flops, read, memory(engine))
+
+
+def memory(engine: DryEngine) -> Memory:
+    """What a run with this engine holds at its peak."""
+    model, prompts, rows = engine.model, engine.prompts, engine.budget.rows
+    logits = model.d_vocab * (model.dtype.itemsize + 8)
+    outputs = model.d_model + model.n_heads * model.d_head
+    sources = 0 if engine.patcher.needs.source == "none" else int(entries(engine.patcher.needs, prompts).unique().numel())
+    # Of every source the patcher makes a value, and of those of an attention also what it adds to the residual stream.
+    values = sources * outputs + max(1, sources) * (outputs + model.d_model)
+    keys_values = len(prompts) * 2 * model.n_kv_heads * model.d_head if engine.holds_keys_values else 0
+    states = model.n_layers * prompts.n_pos * model.dtype.itemsize * (len(prompts) * outputs + values + keys_values)
+    clean = len(prompts) * model.d_vocab * 4
+    return Memory(weight_bytes(model), states, row_bytes(model, prompts.n_pos) - logits, rows, rows * logits + clean)
+
+
+def weight_bytes(model: HookedModel) -> int:
+    """What the weights take; those that are shared count once."""
+    return sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.hf.parameters())
 
 
 def _rows_a_pass(engine: DryEngine) -> float:

@@ -30,7 +30,7 @@ class Solves:
         rows = RowBudget(self._model, prompts.n_pos, self._max_rows).rows
         accepted = []
         for ids, answers, wrongs in zip(*(column.split(rows) for column in (prompts.clean, prompts.answers, prompts.wrongs)), strict=True):
-            logits = self._model.run(ids)
+            logits = self._model.run(ids, gather=True)
             assert logits is not None
             logs = log_probs(logits[:, -1].float())
             answer, wrong = gather(logs, answers), gather(logs, wrongs)

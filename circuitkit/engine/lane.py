@@ -66,6 +66,10 @@ class Lane:
         skip: Whether replaced modules may be left uncomputed.
         corrupt: Whether these are the corrupt prompts, for counting.
         prefix: First position at which a replacement changes anything.
+
+    Attributes:
+        trunk: The states.
+        cone: Whether keys and values are held too, so that only positions from the first edit on need be computed.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class Lane:
         self._prefix = prefix
         window = sliding_window(model)
         # The causal cone: positions before the first edit are not computed again, only attended to.
-        self._cone = skip and not corrupt and (prefix > 0 or bool(layout.graph.spans)) and (window is None or window > ids.shape[1])
+        self.cone = skip and not corrupt and (prefix > 0 or bool(layout.graph.spans)) and (window is None or window > ids.shape[1])
 
     def run(
         self,
@@ -160,7 +164,7 @@ class Lane:
         while waiting:
             rows = waiting.pop(0)
             watch = Watch.of(range(entry, until + 1), self.trunk.stride)
-            cache = new_cache(self._model) if self._cone else None
+            cache = new_cache(self._model) if self.cone else None
             try:
                 visit = self._visit(mask[None], rows, entry, replacements_for(mask[None], mask), watch=watch, narrow=to_logits)
                 out = self._forward(visit, rows, 1, entry=entry, stop=None if to_logits else until, cache=cache)
@@ -222,7 +226,7 @@ class Lane:
         if resid is not None:
             resid = resid[:, cut:].repeat(n_masks, 1, 1)
         ids = self._ids[rows, cut:].repeat(n_masks, 1)
-        logits = self._model.run(ids, visit, start=entry, resid=resid, stop=stop, **inputs)
+        logits = self._model.run(ids, visit, start=entry, resid=resid, stop=stop, gather=stop is None, **inputs)
         last = self._model.n_layers if stop is None else stop + 1
         self._work.add(len(ids), last - entry, ids.shape[1], corrupt=self._corrupt)
         return None if logits is None else logits[:, -1].float()
@@ -230,7 +234,7 @@ class Lane:
     def _cuts(self, masks: Masks) -> Int[Tensor, "mask"]:
         """For each mask the first position that has to be computed."""
         n_pos = self._ids.shape[1]
-        if not (self._cone and self.trunk.has_all_keys_values):
+        if not (self.cone and self.trunk.has_all_keys_values):
             return torch.zeros(len(masks), dtype=torch.long)
         return self._layout.first_position(masks, self.trunk.mask).clamp(min=self._prefix, max=n_pos - 1)
 
@@ -238,7 +242,7 @@ class Lane:
         """The layer up to which it pays to hold the states under ``base``."""
         # As deep as two masks need it: to hold one more layer costs what it saves a single mask.
         shared = int(firsts.sort().values[-2:][0])
-        if self._cone:
+        if self.cone:
             n_pos, last = self._ids.shape[1], self._model.n_layers - 1
             cuts = self._layout.first_position(masks, base).clamp(min=self._prefix, max=n_pos - 1)
             saved = ((last + 1 - firsts) * cuts).sum().item() / n_pos

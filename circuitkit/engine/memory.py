@@ -13,7 +13,7 @@ from circuitkit.models.hooked import HookedModel
 _log = logging.getLogger(__name__)
 
 # Above this many tokens a pass is bound by arithmetic everywhere we measured, and larger passes only take more memory.
-TOKENS_A_PASS = {"cpu": 4096, "cuda": 65536}
+TOKENS_A_PASS = {"cpu": 2048, "cuda": 65536}
 
 
 class RowBudget:

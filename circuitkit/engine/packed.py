@@ -26,8 +26,9 @@ from circuitkit.engine.replacements import Collected, Collector, Replacements, e
 
 _log = logging.getLogger(__name__)
 
-# A pass with fewer tokens than this takes about as long as one with as many, so guessing ahead costs nothing.
-SATURATION_TOKENS = {"cpu": 512, "cuda": 4096}
+# A pass with fewer tokens x d_model than this takes about as long as one with as many, so guessing ahead costs nothing. Measured on a CPU
+# with models of d_model 128 and 768 (scripts/bench/run.py packing); a guess on CUDA.
+SATURATION = {"cpu": 2**16, "cuda": 2**22}
 # To leave out fewer positions than this share of the prompt costs more in copied keys and values than it saves.
 _PREFIX_WORTH = 8
 
@@ -57,8 +58,13 @@ class PackedEngine(Engine):
     @property
     def batch(self) -> int:
         n_prompts = len(self.prompts)
-        useful = SATURATION_TOKENS.get(self.model.device.type, 512) // (n_prompts * self.prompts.n_pos)
+        useful = SATURATION.get(self.model.device.type, 2**16) // (n_prompts * self.prompts.n_pos * self.model.d_model)
         return max(1, min(useful, self.budget.rows // n_prompts))
+
+    @property
+    def holds_keys_values(self) -> bool:
+        """Whether keys and values are held, so that only positions from the first edit on are computed."""
+        return self._clean_lane.cone
 
     def certain(self, mask: Bool[Tensor, "node"]) -> float:
         return self.baseline().percent(self._oracle.score(mask[None])).item()

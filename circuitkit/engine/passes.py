@@ -100,7 +100,7 @@ class PackedPass:
             layer.skip_mlp(self._rows_of(value[..., -1:, :] if index == self._narrow_layer else value))
             return
         if index == self._narrow_layer:
-            layer.mlp_in = layer.mlp_in[:, -1:]
+            layer.mlp_norm_in = layer.mlp_norm_in[:, -1:]
         if self._see_mlp is not None:
             self._see_mlp(index, layer.mlp_out)
         if not keep.all():

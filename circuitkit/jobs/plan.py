@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,17 @@ def run(config: DictConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rates = measured_rates(device, model.dtype)
     plans = {
-        label: dry_run(model, prompts, patcher, metric, method, assume=assume, max_rows=config.engine.get("max_rows"))
+        label: dry_run(model, prompts, patcher, metric, method, assume=assume, max_rows=config.engine.get("max_rows"), target=device)
         for label, assume in outcomes(method).items()
     }
     show(plans, rates, device)
     if config.dir is not None:
         folder = Path(config.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        body = {label: vars(plan) | {"seconds": plan.seconds(*rates)} for label, plan in plans.items()}
+        body = {
+            label: asdict(plan) | {"seconds": plan.seconds(*rates), "peak_bytes": plan.memory.peak, "fits": plan.memory.fits(free())}
+            for label, plan in plans.items()
+        }
         (folder / "plan.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
 
 
@@ -61,15 +65,33 @@ def outcomes(method: Method) -> dict[str, float]:
 
 
 def dry_run(
-    model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, method: Method, *, assume: float, max_rows: int | None
+    model: HookedModel,
+    prompts: PromptSet,
+    patcher: Patcher,
+    metric: Metric,
+    method: Method,
+    *,
+    assume: float,
+    max_rows: int | None,
+    target: torch.device | None = None,
 ) -> Cost:
     """Makes the passes of a run, with every score assumed, and counts them."""
-    engine = DryEngine(model, prompts, patcher, metric, max_rows=max_rows, assume=assume)
+    engine = DryEngine(model, prompts, patcher, metric, method.units(model.graph, prompts), max_rows=max_rows, assume=assume, target=target)
     steps: list[Any] = []
     with FlopCounterMode(display=False) as counter:
         engine.baseline()
         method.discover(engine, on_step=steps.append)
     return cost(engine, len(steps), counter.get_total_flops())
+
+
+def free() -> dict[str, int]:
+    """Free bytes of every card, then of the main memory."""
+    cards = {f"cuda:{index}": free_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())}
+    return {**cards, "cpu": free_bytes(torch.device("cpu"))}
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def show(plans: dict[str, Cost], rates: tuple[float, float], device: torch.device) -> None:
@@ -81,8 +103,12 @@ def show(plans: dict[str, Cost], rates: tuple[float, float], device: torch.devic
         "layers x rows": lambda plan: f"{plan.rows:,}",
         "matmul FLOPs": lambda plan: f"{plan.flops:.3g}",
         "weights read": lambda plan: f"{plan.bytes_read / 2**30:.2f} GiB",
-        "peak memory": lambda plan: f"{plan.peak_bytes / 2**30:.2f} GiB",
-        "fits": lambda plan: "yes" if plan.peak_bytes < free_bytes(device) else f"no, {free_bytes(device) / 2**30:.1f} GiB are free",
+        "memory: weights": lambda plan: _size(plan.memory.weights),
+        "memory: states held": lambda plan: _size(plan.memory.states),
+        "memory: a pass": lambda plan: f"{_size(plan.memory.rows * plan.memory.a_row)} ({plan.memory.rows} x {_size(plan.memory.a_row)})",
+        "memory: logits": lambda plan: _size(plan.memory.logits),
+        "peak memory": lambda plan: _size(plan.memory.peak),
+        "fits": lambda plan: plan.memory.fits(free()),
         "seconds, at least": lambda plan: f"{plan.seconds(*rates):.3g}",
     }
     for name, text in rows.items():

@@ -1,7 +1,7 @@
 """HookedModel: a transformers model whose components can be read, replaced and skipped while it runs.
 
 Everything goes through nnsight. In one pass the sites of a layer must be touched in the order in which the model computes them:
-``resid``, attention (``z`` or ``skip_attention``), MLP (``mlp_in``, ``mlp_out`` or ``skip_mlp``).
+``resid``, attention (``z`` or ``skip_attention``), MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_out`` or ``skip_mlp``).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Layer:
         self._block = block
         self._attention = _descend(block, architecture.attention)
         self._out_proj = _descend(block, architecture.out_proj)
+        self._mlp_norm = _descend(block, architecture.mlp_norm)
         self._mlp = _descend(block, architecture.mlp)
         self._n_heads = n_heads
 
@@ -62,6 +63,20 @@ class Layer:
     def attention_out(self) -> Resid:
         """What the attention adds to the residual stream."""
         return self._attention.output[0]
+
+    @property
+    def pattern(self) -> Float[Tensor, "row head query key"]:
+        """What each head looks at. Only eager attention has it; ``models.attention.attention_patterns`` sees to that."""
+        return self._attention.output[1]
+
+    @property
+    def mlp_norm_in(self) -> Resid:
+        """What the norm before the MLP reads: the residual stream at this point."""
+        return self._mlp_norm.input
+
+    @mlp_norm_in.setter
+    def mlp_norm_in(self, value: Resid) -> None:
+        self._mlp_norm.input = value
 
     @property
     def mlp_in(self) -> Resid:
@@ -132,6 +147,8 @@ class HookedModel:
         self.graph = Graph(self.n_layers, self.n_heads)
         self._envoy = nnsight.NNsight(hf)
         blocks = _descend(self._envoy, self.architecture.blocks)
+        unembed = hf.get_output_embeddings()
+        self._unembed = _descend(self._envoy, next(path for path, module in hf.named_modules() if module is unembed))
         self._layers = tuple(Layer(index, blocks[index], self.architecture, self.n_heads) for index in range(self.n_layers))
 
     @property
@@ -143,6 +160,11 @@ class HookedModel:
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.hf.dtype
+
+    @property
+    def attention(self) -> str:
+        """Which implementation of attention is used, such as ``sdpa``."""
+        return self.hf.config._attn_implementation or "eager"
 
     @cached_property
     def _execution_device(self) -> Any:
@@ -174,6 +196,7 @@ class HookedModel:
         resid: Resid | None = None,
         stop: int | None = None,
         keep: int = 1,
+        gather: bool = False,
         **inputs: Any,
     ) -> Float[Tensor, "row kept d_vocab"] | None:
         """One forward pass without gradients.
@@ -185,12 +208,14 @@ class HookedModel:
             resid: What enters layer ``start``; not needed at 0.
             stop: Layer after whose ``visit`` the pass ends. None runs to the logits.
             keep: How many last positions are unembedded; 0 for all.
+            gather: Copy these positions together first. A slice is not contiguous, and torch would read the unembedding once for every row;
+                another kernel computes the same product, so last bits may differ from the plain forward.
             inputs: Further arguments of the model's forward, such as ``attention_mask``.
 
         Returns:
             Logits of the last ``keep`` positions in the model's dtype, or None if the pass was stopped.
         """
-        if visit is None and start == 0:
+        if visit is None and start == 0 and not gather:
             with torch.no_grad():
                 return self.hf(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}).logits
         if self.device.type == "meta":
@@ -201,6 +226,8 @@ class HookedModel:
         with torch.no_grad(), self._envoy.trace(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}) as tracer:
             _walk(self._layers, visit, start, end, resid)
             if stop is None:
+                if gather:
+                    self._unembed.input = self._unembed.input.contiguous()
                 logits = nnsight.save(self._envoy.output.logits)
             else:
                 tracer.stop()

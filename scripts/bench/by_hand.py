@@ -86,7 +86,8 @@ class ByHand:
         return embedding.wte(ids) + embedding.wpe(torch.arange(ids.shape[1]))
 
     def _z(self, block: torch.nn.Module, hidden: Tensor) -> Tensor:
-        query, key, value = (part.unflatten(-1, (self._n_heads, -1)).transpose(1, 2) for part in block.attn.c_attn(block.ln_1(hidden)).chunk(3, -1))
+        joint = block.attn.c_attn(block.ln_1(hidden))
+        query, key, value = (part.unflatten(-1, (self._n_heads, -1)).transpose(1, 2) for part in joint.chunk(3, -1))
         return scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(-2)
 
     def _kept(self, layer: int) -> slice:

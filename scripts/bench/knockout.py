@@ -80,8 +80,8 @@ def _measure(options: Options, model: HookedModel, prompts: PromptSet, counted: 
             "peak MiB": mib(memory[name]),
         })  # fmt: skip
     result.notes.append(
-        f"Limit: {gflop(counted['limit'])} GFLOP, {times(counted['hooks'] / counted['limit'])} fewer than plain hooks. In each round the others "
-        f"run {some} of {len(nodes)} nodes, drawn anew, and are scaled to all; ours runs everything from nothing. "
+        f"Limit: {gflop(counted['limit'])} GFLOP, {times(counted['hooks'] / counted['limit'])} fewer than plain hooks. In each round the "
+        f"others run {some} of {len(nodes)} nodes, drawn anew, and are scaled to all; ours runs everything from nothing. "
         + _agreement(naive, peer, prompts, model, masks)
     )
     return result

@@ -40,8 +40,8 @@ def table(options: Options) -> Table:
             "peak MiB": mib(memory[name]),
         })  # fmt: skip
     result.notes.append(
-        f"Limit with the causal cone: {gflop(counted['limit'])} GFLOP, {times(counted['plain hooks'] / counted['limit'])} fewer than plain hooks, which "
-        f"run {some} pairs a round, drawn anew, and are scaled to all."
+        f"Limit with the causal cone: {gflop(counted['limit'])} GFLOP, {times(counted['plain hooks'] / counted['limit'])} fewer than plain "
+        f"hooks, which run {some} pairs a round, drawn anew, and are scaled to all."
     )
     return result
 

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+
 from bench.measure import Options, heading, say, write_section
 
 TABLES = ("knockout", "search", "overhead", "packing", "positions", "gpu")
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch, for everyone")
     parser.add_argument("--rounds", type=int, help="how often each contender is timed (3)")
     parser.add_argument("--prompts", type=int, help="instead of the table's own number")
-    parser.add_argument("--part", type=float, default=0.25, help="share of the nodes that a slow competitor runs a round, scaled to all (0.25)")
+    parser.add_argument("--part", type=float, default=0.25, help="of its candidates that a slow competitor runs a round (0.25)")
     parser.add_argument("--no-peer", action="store_true", help="without TransformerLens")
     parser.add_argument("--write", action="store_true", help=f"put the table into {RESULTS.name}")
     chosen = parser.parse_args(arguments)

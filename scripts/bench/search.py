@@ -30,8 +30,8 @@ def table(options: Options) -> Table:
                 say(f"Timing {task}, {means} means, {options.rounds} rounds")
                 result.rows[-1] |= _timed(options, model, prompts, circuit, means, asked)
     result.notes.append(
-        "FLOPs are those of one candidate at a time; in timed runs the engine guesses ahead as it does for a user. The published loop runs three "
-        f"passes for every evaluation, so in each round it runs {_some(options, 181)} random evaluations of a search and is scaled to all. "
+        "FLOPs are those of one candidate at a time; in timed runs the engine guesses ahead as it does for a user. The published loop runs "
+        f"three passes for every evaluation, so in each round it runs {_some(options, 181)} random evaluations and is scaled to all. "
         + _agreement(model, prompts, circuits[timed])
     )
     return result

@@ -6,7 +6,7 @@ Speed does not depend on what weights and prompts say, so nothing is downloaded 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,8 @@ N_POS = 23
 def gpt2(*, quick: bool = False, device: str = "cpu") -> HookedModel:
     """The shape of GPT-2 Small, or a tiny one."""
     shape = {"n_layer": 3, "n_head": 4, "n_embd": 32, "vocab_size": 101} if quick else {}
-    return _random("tiny GPT-2" if quick else "GPT-2 Small", transformers.GPT2Config(**shape, bos_token_id=0, eos_token_id=0), device=device)
+    config = transformers.GPT2Config(**shape, bos_token_id=0, eos_token_id=0)
+    return _random("tiny GPT-2" if quick else "GPT-2 Small", config, device=device)
 
 
 def tiny_gpt2() -> HookedModel:
@@ -65,9 +66,9 @@ def prompts(model: HookedModel, n: int, n_pos: int = N_POS) -> PromptSet:
     return PromptSet(clean, corrupt, last.argmax(-1), last.argmin(-1), torch.zeros(n, dtype=torch.long))
 
 
-def engine(model: HookedModel, prompt_set: PromptSet, means: str = "plain", graph: Graph | None = None, max_rows: int | None = None) -> PackedEngine:
+def engine(model: HookedModel, prompt_set: PromptSet, means: str = "plain", graph: Graph | None = None, **settings: int) -> PackedEngine:
     """A new engine with nothing computed, as a user gets it."""
-    return PackedEngine(model, prompt_set, Mean(means), LogitDiff(), graph, max_rows=max_rows)
+    return PackedEngine(model, prompt_set, Mean(means), LogitDiff(), graph, **settings)
 
 
 def single_masks(graph: Graph) -> Tensor:
@@ -106,9 +107,3 @@ def search(model: HookedModel, prompt_set: PromptSet, circuit: Tensor, means: st
     found = IterativePruning(speculate=speculate).discover(scripted, on_step=lambda step: None)
     assert torch.equal(found.mask(model.graph), circuit)
     return scripted.asked
-
-
-def removed_nodes(graph: Graph, masks: Sequence[Tensor]) -> Iterator[tuple]:
-    """What each mask removes."""
-    for mask in masks:
-        yield graph.members(~mask)

@@ -88,7 +88,7 @@ def test_cost_sums_up_and_time_is_bound_by_the_slower_of_arithmetic_and_memory()
     total = cost(dry, evaluations=2, flops=10**9)
     weights = sum(parameter.numel() * 4 for parameter in real.hf.parameters())
     assert (total.evaluations, total.passes, total.flops) == (2, dry.work.passes, 10**9)
-    assert total.peak_bytes > weights
+    assert total.memory.peak > total.memory.weights == weights
     assert Cost(1, 1, 1, 100, 1, 0).seconds(10, 10) == 10
     assert Cost(1, 1, 1, 1, 100, 0).seconds(10, 5) == 20
 

@@ -35,7 +35,8 @@ class Worker:
 
     def prepare(self) -> None:
         """Means over the corrupt prompts, a row a prompt."""
-        _, cache = self.model.run_with_cache(self.prompts["corrupt"], names_filter=lambda name: name.endswith(("attn.hook_z", "hook_mlp_out")))
+        wanted = ("attn.hook_z", "hook_mlp_out")
+        _, cache = self.model.run_with_cache(self.prompts["corrupt"], names_filter=lambda name: name.endswith(wanted))
         self.means = {name: act.mean(0, keepdim=True).expand_as(act) for name, act in cache.items()}
 
     def scores(self, nodes: list[str]) -> list[float]:
