@@ -8,15 +8,15 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from circuitkit import jobs, plugins
 from circuitkit.config import conf_dir, in_words
-from circuitkit.core.errors import ConfigError, UserError
+from circuitkit.core.errors import ConfigError, FailedElsewhere, UserError
+from circuitkit.jobs import launch, outcome
 
 log = logging.getLogger("circuitkit")
 
@@ -36,40 +36,52 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         plugins.register()
-        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_job)()
+        sys.argv += launch.arguments()
+        with outcome.launching():
+            hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_job)()
     except KeyboardInterrupt as stop:
         _say("Stopped before the end. What was written so far stays where it is.")
         sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
+    except outcome.JobFailed as failure:
+        sys.exit(_report_sweep([{"error": failure.sentence, "exit_code": failure.exit_code}]))
     except Exception as error:
-        sys.exit(_report(error, debug))
+        # Where every job has failed, a sweeper that looks for the best one fails too, which says less.
+        sys.exit(_report_sweep([]) if outcome.failures() else _report(error, debug))
+    if outcome.failures():  # a sweeper such as Optuna may go on in spite of them
+        sys.exit(_report_sweep([]))
     if _failures:
         sys.exit(_exit_code(_failures[0]))
 
 
-def _job(config: DictConfig) -> None:
-    """One job of the command line, or one of a sweep. A failing job of a sweep fails alone."""
-    try:
-        jobs.run(config)
-    except Exception as error:
-        known = in_words(error)
-        if known is None or config.debug:
-            log.error("".join(traceback.format_exception(error)).rstrip())
-        log.error(_one_line(known or error))
-        _failures.append(error)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra keeps it, runs the other jobs, and raises it at the end
-            raise
+def _job(config: DictConfig) -> Any:
+    """One job of the command line, or one of a sweep, which may run in another process. A failing job of a sweep fails alone."""
+    with outcome.recorded(lambda error: (_one_line(in_words(error) or error), _exit_code(error))):
+        try:
+            return jobs.run(config)
+        except FailedElsewhere:
+            return None
+        except Exception as error:
+            known = in_words(error)
+            if known is None or config.debug:
+                log.error("".join(traceback.format_exception(error)).rstrip())
+            log.error(_one_line(known or error))
+            _failures.append(error)
+            if outcome.in_sweep():  # Hydra keeps it, runs the other jobs, and raises it at the end
+                raise
 
 
 def _report(error: Exception, debug: bool) -> int:
     known = in_words(error)
-    reported = error in _failures
-    if not reported and (debug or known is None):
+    if debug or known is None:
         traceback.print_exception(error)
-    sentence = _one_line(known or error)
-    if reported:
-        sentence = f"{len(_failures)} of the sweep's jobs failed, the others are done. The first failure: {sentence}"
-    _say(sentence)
+    _say(_one_line(known or error))
     return _exit_code(error)
+
+
+def _report_sweep(caught: list[dict[str, Any]]) -> int:
+    failed = outcome.failures() or caught
+    _say(f"{len(failed)} of the sweep's jobs failed, the others are done. The first failure: {failed[0]['error']}")
+    return failed[0]["exit_code"]
 
 
 def _exit_code(error: Exception) -> int:
@@ -87,6 +99,7 @@ def _say(sentence: str) -> None:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler that says it twice would cut the tidying up short
     raise Terminated
 
 

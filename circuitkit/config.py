@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,34 @@ from circuitkit.core.errors import ConfigError, UserError, unknown_choice
 
 T = TypeVar("T")
 
+_FROM_EXTRAS = ("hydra/launcher", "hydra/sweeper")
+
 # ${or:${dir},runs/now}: the first that is set.
 OmegaConf.register_new_resolver("or", lambda *values: next((value for value in values if value is not None), None), replace=True)
+
+
+def run_to_resume(folder: str | int | None) -> str | int | None:
+    """``${run_to_resume:${resume}}``: the same folder, if there is a run in it. Asked before the folder could be made by mistake.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if folder is None or (Path(str(folder)) / "config.yaml").is_file():
+        return folder
+    found = "no such folder" if not Path(str(folder)).is_dir() else "a folder without a config.yaml"
+    raise ConfigError(
+        f"Expected the folder of a run to go on with, found {found}: {folder}. A run that was stopped before its model was loaded left "
+        "nothing to go on with; start it once more."
+    )
+
+
+def file_name(name: object) -> str:
+    """``${file_name:${name}}``: a text as the name of one file, which leads to no other folder."""
+    return re.sub(r"[^\w.+=@,-]+", "-", str(name)).lstrip(".-")[:150] or "run"
+
+
+OmegaConf.register_new_resolver("run_to_resume", run_to_resume, replace=True)
+OmegaConf.register_new_resolver("file_name", file_name, replace=True)
 
 
 def conf_dir() -> Path:
@@ -93,11 +121,15 @@ def function(node: DictConfig) -> Callable[..., Any]:
 
 def in_words(error: Exception) -> UserError | None:
     """What an error of Hydra or OmegaConf means to the user; None if the error is none of theirs."""
-    if isinstance(error, UserError):
-        return error
+    own: BaseException | None = error
+    while isinstance(own, OmegaConfBaseException):  # what one of our resolvers raised is wrapped in two of OmegaConf's
+        own = own.__context__
+    if isinstance(own, UserError):
+        return own
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return ConfigError(unknown_choice(group or "configuration", name, error.options))
+        remedy = "More come with `pip install circuitkit-nnsight[sweep]`." if group in _FROM_EXTRAS else ""
+        return ConfigError(unknown_choice(group or "configuration", name, error.options, remedy))
     if isinstance(error, OverrideParseException):
         found = error.override or ""
         return ConfigError(
@@ -120,7 +152,7 @@ def _checked(node: DictConfig, expected: str) -> tuple[str, dict[str, Any]]:
     settings = _plain(node, key)
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise ConfigError(f"{key} needs a _target_, the dotted name of a {expected}; found {settings!r}.")
-    _check_targets(settings, key, {"circuitkit", *plugins.packages(), *(OmegaConf.select(node._get_root(), "allow_targets") or ())})
+    _check_targets(settings, key, {"circuitkit", *plugins.packages()}, set(OmegaConf.select(node._get_root(), "allow_targets") or ()))
     return key, settings
 
 
@@ -131,14 +163,42 @@ def _plain(node: DictConfig, key: str) -> Any:
         raise ConfigError(_about_key(error)) from error
 
 
-def _check_targets(settings: Any, key: str, allowed: set[str]) -> None:
+def _check_targets(settings: Any, key: str, own: set[str], trusted: set[str]) -> None:
     """Code is run by name only where the user installed it for that: configuration files are often copied from elsewhere."""
     for where, target in _targets(settings, key):
-        if str(target).partition(".")[0] not in allowed:
+        package = str(target).partition(".")[0]
+        if package in trusted:  # with all that it imports
+            continue
+        if package not in own:
             raise ConfigError(
-                f"{where}._target_ is {target!r}, which is outside of {', '.join(sorted(allowed))}. If you trust that package, add "
-                f"allow_targets=[{str(target).partition('.')[0]}]."
+                f"{where}._target_ is {target!r}, which is outside of {', '.join(sorted(own))}. If you trust that package, add "
+                f"allow_targets=[{package}]."
             )
+        found = _located(str(target), where)
+        home = str(getattr(found, "__module__", None) or "")
+        if not (inspect.isclass(found) or inspect.isroutine(found)) or home.partition(".")[0] not in own:
+            raise ConfigError(
+                f"{where}._target_ is {target!r}, which {', '.join(sorted(own))} does not define itself"
+                f"{f', but {home}' if home else ''}. Expected the name of one of its own classes or functions."
+            )
+
+
+def _located(target: str, where: str) -> Any:
+    """What a dotted name stands for. Names that a module merely imported lead out of the allowed packages, so they are not followed."""
+    parts = target.split(".")
+    try:
+        found: Any = importlib.import_module(parts[0])
+        for place, part in enumerate(parts[1:], start=2):
+            if part.startswith("_") or not part.isidentifier():
+                raise ConfigError(f"{where}._target_ is {target!r}. Expected a public name, found {part!r} in it.")
+            if not hasattr(found, part) and inspect.ismodule(found):
+                importlib.import_module(".".join(parts[:place]))
+            found = getattr(found, part)
+            if inspect.ismodule(found) and found.__name__ != ".".join(parts[:place]):
+                raise ConfigError(f"{where}._target_ is {target!r}, which goes through the module {found.__name__}. Name its own module.")
+    except (ImportError, AttributeError) as error:
+        raise _not_loaded(where, target, error) from error
+    return found
 
 
 def _targets(settings: Any, key: str) -> Iterator[tuple[str, Any]]:

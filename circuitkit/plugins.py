@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -40,6 +41,8 @@ def register() -> None:
     """Makes Hydra see the plugins. Calling it twice is harmless."""
     _refuse_duplicates()
     Plugins.instance().register(CircuitkitSearchPath)
+    # Hydra copies its whole store for every look-up, of which it then only reads; with launchers installed that is half of `--help`.
+    setattr(ConfigStore, "__deepcopy__", lambda store, memo: store)  # noqa: B010  mypy knows no such method
 
 
 def installed() -> tuple[EntryPoint, ...]:

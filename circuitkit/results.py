@@ -6,9 +6,11 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import torch
 
 import circuitkit
 from circuitkit.core.circuit import Circuit, Scores
@@ -16,6 +18,7 @@ from circuitkit.core.describe import describe
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
 from circuitkit.engine.base import Baseline, Engine
+from circuitkit.loggers.redaction import redacted
 from circuitkit.metrics.base import Metric
 
 _PACKAGES = ("torch", "transformers", "nnsight", "accelerate")
@@ -47,8 +50,8 @@ class RunResult:
 def run_info(name: str, engine: Engine, parts: Mapping[str, Any], settings: Mapping[str, Any] | None) -> RunInfo:
     """Everything that the result will depend on, with a hash of it."""
     model = engine.model
-    described = {key: describe(part) for key, part in parts.items()}
-    described["engine"] = {"_target_": f"{type(engine).__module__}.{type(engine).__qualname__}"}
+    described = {key: redacted(describe(part)) for key, part in parts.items()}  # it is written into every file that the run leaves
+    described["engine"] = {"_target_": f"{type(engine.local).__module__}.{type(engine.local).__qualname__}"}
     described["model"] = {"name": model.name, "revision": model.revision, "dtype": str(model.dtype).removeprefix("torch.")}
     provenance = {
         "settings": described,
@@ -124,3 +127,31 @@ def artifacts(result: RunResult) -> list[TextArtifact | TableArtifact]:
     if result.scores is not None:
         files.append(TextArtifact("scores.json", result.scores.to_json(), kind="scores"))
     return files
+
+
+def to_text(result: RunResult) -> str:
+    """A result as the text that the other processes of a launch are given."""
+    body = {
+        "info": asdict(result.info),
+        "baseline": [result.baseline.clean.tolist(), result.baseline.patched.tolist()],
+        "circuit": None if result.circuit is None else result.circuit.to_json(),
+        "scores": None if result.scores is None else result.scores.to_json(),
+        "steps": [asdict(step) for step in result.steps],
+        "seconds": result.seconds,
+    }
+    return json.dumps(body, default=str)
+
+
+def from_text(text: str, engine: Engine) -> RunResult:
+    """The result that a text of ``to_text`` stands for, in a process with the same prompts and metric."""
+    body = json.loads(text)
+    clean, patched = (torch.tensor(values) for values in body["baseline"])
+    return RunResult(
+        RunInfo(**body["info"]),
+        Baseline(clean, patched, engine.metric.floor, engine.metric.unit),
+        None if body["circuit"] is None else Circuit.from_json(body["circuit"]),
+        None if body["scores"] is None else Scores.from_json(body["scores"]),
+        tuple(Step(**step) for step in body["steps"]),
+        engine.prompts,
+        body["seconds"],
+    )

@@ -133,12 +133,7 @@ class Circuit:
         Raises:
             CircuitError: No such file, not a circuit, another format version, or damaged.
         """
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CircuitError(f"The circuit file {path} cannot be read: {error}.") from error
-        return cls.from_json(text, where=str(path))
+        return cls.from_json(_text(Path(path), "circuit"), where=str(path))
 
     def to_json(self) -> str:
         """The circuit as the text of a file."""
@@ -167,10 +162,10 @@ class Circuit:
         """
         body = _checked_body(text, where)
         try:
-            nodes = tuple(Node.parse(name) for name in body["nodes"])
-            score = None if body["score"] is None else float(body["score"])
-            provenance = dict(body["provenance"])
-            return cls(nodes, int(body["n_layers"]), int(body["n_heads"]), str(body["model"]), score, Level(body["level"]), provenance)
+            nodes = tuple(Node.parse(name) for name in _field(body, "nodes", list))
+            score = None if body["score"] is None else float(_field(body, "score", int, float))
+            shape = _field(body, "n_layers", int), _field(body, "n_heads", int)
+            return cls(nodes, *shape, _field(body, "model", str), score, Level(body["level"]), _field(body, "provenance", dict))
         except CircuitError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -217,6 +212,51 @@ class Scores:
             "provenance": dict(self.provenance),
         }
         return json.dumps({**body, "checksum": _checksum(body)}, indent=2) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Reads a file with the text that ``to_json`` returned.
+
+        Raises:
+            CircuitError: No such file, no scores, another format version, or damaged.
+        """
+        return cls.from_json(_text(Path(path), "scores"), where=str(path))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "this text") -> Scores:
+        """The scores that the text of a file stands for.
+
+        Args:
+            text: What ``to_json`` returned.
+            where: What to call it in an error.
+
+        Raises:
+            CircuitError: No scores, another format version, or damaged.
+        """
+        body = _checked_body(text, where)
+        try:
+            values = _field(body, "values", dict)
+            values = {str(Node.parse(name)): float(_field(values, name, int, float)) for name in values}
+            shape = _field(body, "n_layers", int), _field(body, "n_heads", int)
+            return cls(values, _field(body, "unit", str), *shape, _field(body, "model", str), _field(body, "provenance", dict))
+        except CircuitError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise CircuitError(f"{where} is not a scores file: {type(error).__name__} at {error}.") from error
+
+
+def _field(body: Mapping[str, Any], key: str, *kinds: type) -> Any:
+    """An entry of a file, which must be just of its kind: what is only like it, such as 2.7 layers, was written by something else."""
+    if type(body[key]) not in kinds or (int in kinds and float not in kinds and body[key] < 0):
+        raise ValueError(f"{key} is {body[key]!r}, expected {' or '.join(kind.__name__ for kind in kinds)}")
+    return body[key]
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CircuitError(f"The {what} file {path} cannot be read: {error}.") from error
 
 
 def _causal(node: Node) -> tuple[int, bool, int, str]:

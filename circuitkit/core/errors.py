@@ -34,6 +34,10 @@ class MeasurementError(UserError):
     """A number that would be meaningless, so it is not given."""
 
 
+class FailedElsewhere(UserError):
+    """A run of several processes ended early because of another one, which says why; so this is no failure of its own."""
+
+
 def unknown_choice(what: str, found: object, choices: Iterable[object], remedy: str = "") -> str:
     """The sentence for a name that is not among the known ones.
 

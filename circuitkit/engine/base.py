@@ -90,6 +90,11 @@ class Engine(ABC):
         self._baseline: Baseline | None = None
 
     @property
+    def local(self) -> Engine:
+        """The engine of this process alone."""
+        return self
+
+    @property
     def batch(self) -> int:
         """How many masks fit one pass without cost: what a method that guesses ahead should offer at a time."""
         return 1

@@ -64,7 +64,8 @@ def quick_check(engine: Engine) -> None:
 
 
 def rebuilt(engine: Engine, prompts: PromptSet) -> Engine:
-    """An engine of the same kind on other prompts of the same length, with nothing held yet."""
+    """An engine of the same kind on other prompts of the same length, of this process alone, with nothing held yet."""
+    engine = engine.local
     options = {"max_rows": engine.budget.rows} if isinstance(engine, PackedEngine) else {}
     return type(engine)(engine.model, prompts, engine.patcher, engine.metric, engine.graph, **options)
 

@@ -6,11 +6,13 @@ Nothing else has to know of it.
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from circuitkit.config import function
 
 
-def run(config: DictConfig) -> None:
-    """Runs the job that the configuration names."""
-    function(config.job)(config)
+def run(config: DictConfig) -> Any:
+    """Runs the job that the configuration names, and returns the number that it has for a sweeper, if any."""
+    return function(config.job)(config)

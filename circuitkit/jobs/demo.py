@@ -20,11 +20,13 @@ def run(config: DictConfig) -> None:
     """Runs the main job for each of ``tasks``, each in a folder of its own, then compares the circuits."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     model = load(config)
+    circuits: dict[str, Circuit] = {}
     for task in config.tasks:
         one = for_task(config, task)
         one.dir = str(folder / task)
-        find(one, model)
-    circuits = {task: Circuit.load(folder / task / "circuit.json") for task in config.tasks}
+        found = find(one, model).circuit
+        assert found is not None
+        circuits[task] = found
     compare.show(circuits, compare.write(circuits, folder))
     console = Console(soft_wrap=True, highlight=False)
     for task in config.tasks:

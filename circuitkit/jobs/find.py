@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -10,9 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from circuitkit.callbacks import Callback
+from circuitkit.callbacks import Callback, Journal
 from circuitkit.config import build, build_each
+from circuitkit.core.journal import JOURNAL, read
+from circuitkit.core.records import RunInfo
 from circuitkit.engine import Engine
+from circuitkit.jobs import folders, outcome
+from circuitkit.jobs.finished import AlreadyFinished, Finished
+from circuitkit.jobs.models import SHELF
+from circuitkit.jobs.objectives import Objective
+from circuitkit.jobs.saved import saved
 from circuitkit.loggers import JsonlLogger, Logger
 from circuitkit.methods import Method
 from circuitkit.metrics import Metric
@@ -22,53 +33,108 @@ from circuitkit.results import RunResult
 from circuitkit.runner import Runner
 from circuitkit.tasks import Task
 
+_log = logging.getLogger(__name__)
 
-def run(config: DictConfig) -> None:
-    """Finds the circuit and says what was found."""
+
+def run(config: DictConfig) -> float | None:
+    """Finds the circuit and says what was found. Returns the number of ``objective``, for a sweeper."""
+    if outcome.in_sweep() and config.resume is None:
+        return objective(config, once(config))
+    resume = config.resume is not None
+    if resume:
+        config = saved(config)
     config.dir = HydraConfig.get().runtime.output_dir
-    show(find(config), Path(config.dir))
+    if resume and JsonlLogger(config.dir).has_finished:
+        _log.info("The run in %s has finished already: there is nothing to go on with.", config.dir)
+        return None
+    show(find(config, resume=resume), Path(config.dir))
+    return objective(config, Path(config.dir))
 
 
-def find(config: DictConfig, model: HookedModel | None = None) -> RunResult:
+def once(config: DictConfig) -> Path:
+    """Runs a job of a sweep, unless the same run has finished before. Returns the folder of the finished run."""
+    config.finished_in = str(config.finished_in)  # before `dir` is set, which its default refers to
+    config.dir = HydraConfig.get().runtime.output_dir
+    config.overwrite = config.overwrite or config.rerun
+    finished = Finished(config.finished_in)
+    try:
+        result = find(config, check=None if config.rerun else finished.refuse)
+    except AlreadyFinished as done:
+        _log.info("%s", done)
+        outcome.note(same_as=os.path.relpath(done.folder, config.dir), content_hash=done.content_hash)
+        return done.folder
+    show(result, Path(config.dir))
+    finished.add(result.info.content_hash, config.dir)
+    outcome.note(content_hash=result.info.content_hash)
+    return Path(config.dir)
+
+
+def objective(config: DictConfig, folder: Path) -> float | None:
+    """The number that a finished run has for a sweeper; None if the configuration names none."""
+    return None if config.objective is None else build(config.objective, Objective).value(folders.numbers(folder))
+
+
+def find(
+    config: DictConfig, model: HookedModel | None = None, *, resume: bool = False, check: Callable[[RunInfo], None] | None = None
+) -> RunResult:
     """Builds the parts that the configuration names and runs them.
 
     Args:
         config: Of the run; ``dir`` is its folder.
         model: Already loaded; None to load the one that the configuration names.
+        resume: Go on with the run that was stopped in that folder.
+        check: As for ``Runner.run``: may find that the run is not needed. Whether its folder can be used is looked at after that.
     """
     task = build(config.task, Task)  # small parts first: a wrong setting is refused before a large model is loaded
     method = build(config.method, Method)
     patcher = build(config.patcher, Patcher)
     metric = build(config.metric, Metric)
     engine = build(config.engine, Engine)
+    folder = JsonlLogger(config.dir, overwrite=config.overwrite, resume=resume)
+    others = loggers(config)
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
-    JsonlLogger(config.dir, overwrite=config.overwrite).check_unused()  # before minutes are spent on loading a large model
-    runner = Runner(loggers=loggers(config), callbacks=build_each(config.callback, Callback))
-    return runner.run(
-        model=model or load(config),
-        task=task,
-        method=method,
-        patcher=patcher,
-        metric=metric,
-        engine=engine,
-        name=config.name,
-        settings={str(key): value for key, value in settings.items()},
-    )
+    if check is None:
+        folder.claim()  # before minutes are spent on loading a large model
+    try:
+        recorded = read(Path(config.dir) / JOURNAL) if resume else None
+        if resume and recorded is None:
+            _log.info("The journal holds no whole record, so the run starts from its beginning.")
+        runner = Runner(loggers=[folder, *others], callbacks=[Journal(config.dir, recorded), *build_each(config.callback, Callback)])
+        return runner.run(
+            model=model or load(config),
+            task=task,
+            method=method,
+            patcher=patcher,
+            metric=metric,
+            engine=engine,
+            name=config.name,
+            settings={str(key): value for key, value in settings.items()},
+            resume=recorded,
+            check=check,
+        )
+    finally:
+        folder.release()
 
 
 def load(config: DictConfig) -> HookedModel:
-    """Loads the model that the configuration names."""
+    """Loads the model that the configuration names. Jobs of a sweep that share a process share the model."""
+    if outcome.in_sweep():
+        return SHELF.take(OmegaConf.to_yaml(config.model, resolve=True), lambda: build(config.model, HookedModel))
     return build(config.model, HookedModel)
 
 
 def loggers(config: DictConfig) -> list[Logger]:
-    """The run folder, then whatever else the configuration names. Those that can group runs group them by sweep."""
+    """Whatever the configuration names besides the run folder. Those that can group runs group them by sweep; those that name runs by an
+    id are given one to keep, should the run be stopped and gone on with."""
+    for node in config.logger.values():
+        if node is not None and "id" in node and node.id is None:
+            node.id = secrets.token_hex(4)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         for node in config.logger.values():
-            if "group" in node and node.group is None:
+            if node is not None and "group" in node and node.group is None:
                 node.group = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
-    return [JsonlLogger(config.dir, overwrite=config.overwrite), *build_each(config.logger, Logger)]
+    return build_each(config.logger, Logger)
 
 
 def show(result: RunResult, folder: Path) -> None:

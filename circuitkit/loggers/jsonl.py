@@ -14,30 +14,38 @@ from typing import Any, TextIO
 
 import yaml
 
+from circuitkit.core import journal
 from circuitkit.core.errors import ConfigError, UserError
+from circuitkit.core.folder_lock import LOCK, FolderLock
 from circuitkit.core.records import Artifact, TableArtifact, TextArtifact
 from circuitkit.loggers.base import Logger, Status
 from circuitkit.loggers.redaction import redacted
 
 CONFIG, METRICS, STATUS = "config.yaml", "metrics.jsonl", "status.json"
+_OWN = (CONFIG, METRICS, STATUS, journal.JOURNAL, LOCK)
 
 
 class JsonlLogger(Logger):
     """Owns a run folder: ``config.yaml``, ``metrics.jsonl``, ``status.json``, text files as they are, tables as ``<name>.parquet``.
 
     ``status.json`` says ``running`` from the start, so a run that was killed can be told from one that finished.
-    A folder with a finished run is refused; what an unfinished one left moves into ``previous-<n>/`` first.
+    A folder with a finished run, or in use by another process, is refused; what an unfinished run left moves into ``previous-<n>/``
+    first, or is gone on with.
 
     Attributes:
         folder: The run folder; made when the run starts.
         overwrite: Use the folder of a finished run too. Its files move aside like those of an unfinished one.
+        resume: Go on with the unfinished run whose journal is in the folder: metrics of the steps in it stay, whatever was logged
+            besides is logged again.
     """
 
     essential = True
 
-    def __init__(self, folder: str | Path, overwrite: bool = False) -> None:
+    def __init__(self, folder: str | Path, overwrite: bool = False, resume: bool = False) -> None:
         self.folder = Path(folder)
         self.overwrite = overwrite
+        self.resume = resume
+        self._lock = FolderLock(self.folder)
         self._name = ""
         self._started = 0.0
         self._files: list[str] = []
@@ -56,16 +64,39 @@ class JsonlLogger(Logger):
                 f"Choose another folder, or set overwrite=true: its files are then moved into {self.folder}/previous-<n>."
             )
 
+    @property
+    def has_finished(self) -> bool:
+        """Whether the folder holds a finished run."""
+        return bool(self._last_status().get("status") == "finished")
+
+    def claim(self) -> None:
+        """Takes the folder for this process, until ``release`` or ``finalize``; before a large model is loaded.
+
+        Raises:
+            ConfigError: The folder holds a finished run.
+            UserError: Another process uses it, or it cannot be written.
+        """
+        self.check_unused()
+        self._lock.take()
+
+    def release(self) -> None:
+        """Gives the folder back; does nothing where it was not taken."""
+        self._lock.release()
+
     def log_config(self, name: str, settings: Mapping[str, Any]) -> None:
         """Takes the folder and writes ``config.yaml``.
 
         Raises:
             ConfigError: The folder holds a finished run. Nothing was written.
-            UserError: The folder cannot be written.
+            UserError: The folder cannot be written, or another process uses it.
         """
-        self.check_unused()
+        self.claim()
         with self._writing():
-            self._move_aside([*self._last_status().get("files", ()), CONFIG, METRICS, STATUS])
+            recorded = journal.read(self._path(journal.JOURNAL)) if self.resume else None
+            if recorded is None:
+                self._move_aside([*self._last_status().get("files", ()), CONFIG, METRICS, STATUS, journal.JOURNAL])
+            else:
+                self._replace(METRICS, _rows_before(self._path(METRICS), len(recorded.steps)))
             self._name, self._started, self._files = name, time.time(), []
             self._metrics = self._path(METRICS).open("a", encoding="utf-8")
             self._write_status("running")
@@ -104,15 +135,19 @@ class JsonlLogger(Logger):
             self._replace(name, content)
 
     def finalize(self, status: Status) -> None:
-        """Writes how the run ended. Does nothing for a run that was refused at its start."""
+        """Writes how the run ended, and gives the folder back. Writes nothing for a run that was refused at its start."""
         if self._metrics is None:
+            self.release()
             return
         metrics, self._metrics = self._metrics, None
         with self._writing():
             try:
                 metrics.close()
             finally:
-                self._write_status(status)
+                try:
+                    self._write_status(status)
+                finally:
+                    self.release()
 
     def _last_status(self) -> dict[str, Any]:
         try:
@@ -146,10 +181,10 @@ class JsonlLogger(Logger):
             self._path(name).rename(target)
 
     def _check_name(self, name: str) -> None:
-        if not self._inside(name) or self._path(name) in {self._path(own) for own in (CONFIG, METRICS, STATUS)}:
+        if not self._inside(name) or self._path(name) in {self._path(own) for own in _OWN}:
             raise ConfigError(
                 f"Expected the name of a file inside the run folder {self.folder}, found {name!r}. "
-                f"Choose a relative name without '..' that is none of {CONFIG}, {METRICS}, {STATUS}."
+                f"Choose a relative name without '..' that is none of {', '.join(_OWN)}."
             )
 
     def _inside(self, name: str) -> bool:
@@ -181,6 +216,19 @@ class JsonlLogger(Logger):
                 f"Expected to be able to write into the run folder {self.folder}, but: {error}. "
                 "Free some space or correct its permissions, or choose another folder."
             ) from error
+
+
+def _rows_before(metrics: Path, step: int) -> bytes:
+    """The lines of a file of metrics that belong to earlier steps; a torn one belongs to none."""
+    kept = []
+    for line in metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] < step and line.endswith(b"\n"):
+            kept.append(line)
+    return b"".join(kept)
 
 
 def _parquet(table: TableArtifact) -> bytes:

@@ -12,13 +12,17 @@ REMOVED = "<removed>"
 _SECRET = re.compile(r"(^|[^a-z0-9])(token|password|passwd|passphrase|secret|credentials?|(api|access|private|secret)[^a-z0-9]?key)$")
 # A tokenizer's own tokens are called the same as the ones that open doors.
 _SPECIAL_TOKEN = re.compile(r"(^|[^a-z0-9])(bos|eos|pad|unk|sep|cls|mask|answer|wrong|first|last|next)[^a-z0-9]token$")
+# Whatever they are called: keys of Hugging Face, GitHub, OpenAI and the like, AWS; and a password in an address.
+_KEY = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-[\w-]{16,}|AKIA[A-Z0-9]{16})\b")
+_ADDRESS = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 def redacted(value: Any) -> Any:
     """A copy as plain dicts, lists and scalars in which whatever is stored under a secret's name is ``"<removed>"``.
 
-    Also ``name=value`` texts are looked at, since a command line's overrides come as a list of those.
+    Also ``name=value`` texts are looked at, since a command line's overrides come as a list of those, and texts that hold a key of a known
+    form or an address with a password.
 
     Args:
         value: Settings, or any part of them.
@@ -29,7 +33,7 @@ def redacted(value: Any) -> Any:
         return [redacted(inner) for inner in value]
     if isinstance(value, str):
         name, equals, text = value.partition("=")
-        return f"{name}={REMOVED}" if equals and text and _is_secret(name) else str(value)
+        return f"{name}={REMOVED}" if equals and text and _is_secret(name) else _ADDRESS.sub(REMOVED, _KEY.sub(REMOVED, str(value)))
     return value if value is None or type(value) in (bool, int, float) else str(value)
 
 

@@ -51,6 +51,8 @@ class WandbLogger(Logger):
         folder: Where the ``wandb`` folder with the local copy is made.
         entity: W&B user or team; None is your default one.
         init_timeout: Seconds to wait for the server at the start.
+        id: Of the W&B run. One that exists is gone on with; None makes a new one. Offline each process of a run leaves a folder of its
+            own, all with this id, which ``wandb sync`` puts together in the order of their start.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class WandbLogger(Logger):
         folder: str | Path = "runs",
         entity: str | None = None,
         init_timeout: float = 20.0,
+        id: str | None = None,
     ) -> None:
         if mode is not None and mode not in get_args(Mode):
             raise ConfigError(unknown_choice("W&B mode", mode, get_args(Mode), "Leave it empty to go online only where you are logged in."))
@@ -74,6 +77,7 @@ class WandbLogger(Logger):
         self.folder = Path(folder)
         self.entity = entity
         self.init_timeout = init_timeout
+        self.id = id
         self._run: wandb.Run | None = None
 
     def log_config(self, name: str, settings: Mapping[str, Any]) -> None:
@@ -82,6 +86,7 @@ class WandbLogger(Logger):
         Raises:
             ConfigError: ``mode`` is online and nobody is logged in.
         """
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to its makers, and a line a try where they do not answer
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -152,6 +157,8 @@ class WandbLogger(Logger):
             mode=mode,
             dir=str(self.folder.resolve()),  # the hint on how to upload holds in any directory
             config=config,
+            id=self.id,
+            resume=None if self.id is None else "allow",
             reinit="create_new",  # leaves alone a run of the user's own, and that of another job in this process
             settings=wandb.Settings(**known),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.graph import Graph, Level
@@ -30,10 +30,12 @@ class Method(ABC):
         return graph
 
     @abstractmethod
-    def discover(self, engine: Engine, *, on_step: OnStep) -> Circuit | Scores:
+    def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit | Scores:
         """Runs the search.
 
         Args:
             engine: Scores masks.
             on_step: To be called after each decision, in order.
+            history: The first decisions, made by an earlier process of the same run: to be told to ``on_step`` like any other, without
+                scoring them again. A method may leave this argument out; it is then run from its start, and its steps are compared.
         """

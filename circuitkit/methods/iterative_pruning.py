@@ -60,7 +60,7 @@ class IterativePruning(Method):
         self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
         self.speculate = speculate
 
-    def discover(self, engine: Engine, *, on_step: OnStep) -> Circuit:
+    def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit:
         graph = engine.graph
         never = {graph.nodes[graph.index(name)] for name in self.keep}
         mask, score, sweep, order = graph.full(), 100.0, 0, 0
@@ -71,7 +71,8 @@ class IterativePruning(Method):
             guesser = Guesser(engine.batch if self.speculate else 1, removing=sweep == 0)
             done = 0
             while done < len(candidates):
-                for decision in self._decide(engine, mask, candidates[done:], guesser):
+                ahead = candidates[done : done + guesser.depth]
+                for decision in guesser.recall(ahead, history[order:]) or self._decide(engine, mask, ahead, guesser):
                     if not decision.kept:
                         mask, score = graph.without(mask, [decision.node]), decision.score
                     size = int(mask.sum())
@@ -83,8 +84,7 @@ class IterativePruning(Method):
         return Circuit.of(graph, mask, model=engine.model.name, score=score)
 
     def _decide(self, engine: Engine, mask: Bool[Tensor, "node"], candidates: Sequence[Node], guesser: Guesser) -> list[Decision]:
-        """Scores the next few candidates at once and returns those decisions whose guesses about earlier ones came true."""
-        candidates = candidates[: guesser.depth]
+        """Scores some candidates at once and returns those decisions whose guesses about earlier ones came true."""
         masks = torch.stack(guesser.masks(engine.graph, mask, candidates))
         decisions = []
         for node, trial, score in zip(candidates, masks, engine.percent(masks, base=mask).tolist(), strict=True):
@@ -124,6 +124,22 @@ class Guesser:
         if self.removing:
             return [graph.without(mask, candidates[: place + 1]) for place in range(len(candidates))]
         return [graph.without(mask, [node]) for node in candidates]
+
+    def recall(self, candidates: Sequence[Node], history: Sequence[Step]) -> list[Decision]:
+        """What scoring these candidates at once gave in an earlier process; nothing if that process did not get to its end.
+
+        Scores then have the same neighbours in every process, and are the same to the last bit.
+        """
+        decisions: list[Decision] = []
+        for node, step in zip(candidates, history, strict=False):
+            decisions.append(Decision(node, step.score, step.kept))
+            if step.kept == self.removing:
+                break
+        else:
+            if len(decisions) < len(candidates):
+                return []
+        self.learn(decisions, len(candidates))
+        return decisions
 
     def learn(self, decisions: Sequence[Decision], asked: int) -> None:
         """Looks twice as far after a run of right guesses, half as far after a wrong one, and then guesses the other way."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
+from circuitkit.methods.recall import scored_in_parts
 
 
 class Knockout(Method):
@@ -43,7 +45,7 @@ class Knockout(Method):
             return graph
         return graph.at(range(prompts.n_pos) if self.positions == "all" else self.positions)
 
-    def discover(self, engine: Engine, *, on_step: OnStep) -> Scores:
+    def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Scores:
         graph = engine.graph
         start = Circuit.load(self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
         if start is not None:
@@ -52,9 +54,12 @@ class Knockout(Method):
         nodes = graph.members(base)
         if not nodes:
             raise CircuitError("The circuit is empty: it has no member to knock out. Take another one, or none for the full model.")
+        # A layer at a time, so that steps are told on the way; the deepest first, which holds the most states for the others.
+        layers = [list(layer) for _, layer in groupby(nodes, lambda node: node.layer)][::-1]
+        parts = (torch.stack([graph.without(base, [node]) for node in layer]) for layer in layers)
         scores = {}
-        masks = torch.stack([graph.without(base, [node]) for node in nodes])
-        for order, (node, score) in enumerate(zip(nodes, engine.percent(masks, base=base).tolist(), strict=True)):
+        for order, (node, score) in enumerate(zip(chain(*layers), scored_in_parts(engine, parts, history, base), strict=True)):
             scores[str(node)] = score
             on_step(Step(0, order, str(node), score, True, len(nodes), "single", len(nodes)))
+        scores = {str(node): scores[str(node)] for node in nodes}
         return Scores(scores, "% of the untouched model", graph.n_layers, graph.n_heads, engine.model.name)

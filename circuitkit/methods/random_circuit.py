@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from circuitkit.core.graph import Kind, Node
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
+from circuitkit.methods.recall import scored_in_parts
 
 
 class RandomCircuit(Method):
@@ -55,7 +56,7 @@ class RandomCircuit(Method):
         self.seed = seed
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
-    def discover(self, engine: Engine, *, on_step: OnStep) -> Scores:
+    def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Scores:
         graph = engine.graph
         n_heads, n_mlps = self._size(engine)
         excluded = {graph.nodes[graph.index(name)] for name in self.exclude}
@@ -70,8 +71,8 @@ class RandomCircuit(Method):
         drawing = random.Random(self.seed)
         drawn: list[list[Node]] = [drawing.sample(heads, n_heads) + drawing.sample(mlps, n_mlps) for _ in range(self.draws)]
         scores, members = {}, {}
-        values = engine.percent(torch.stack([graph.mask(nodes) for nodes in drawn])).tolist()
-        for order, (nodes, score) in enumerate(zip(drawn, values, strict=True)):
+        parts = torch.stack([graph.mask(nodes) for nodes in drawn]).split(engine.batch)
+        for order, (nodes, score) in enumerate(zip(drawn, scored_in_parts(engine, parts, history), strict=True)):
             name = f"draw{order}"
             scores[name], members[name] = score, [str(node) for node in graph.members(graph.mask(nodes))]
             on_step(Step(0, order, name, score, True, len(nodes), "draw", self.draws))

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from circuitkit.core.errors import ModelError, unknown_choice
 from circuitkit.models.architectures import architecture_of
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.processes import processes
 from circuitkit.models.zoo import ZOO, zoo_path
 
 
@@ -61,6 +62,7 @@ HUB_MODELS: dict[str, HubModel] = {
 """The models with a short name, besides those that ship in the package."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")
 
 _HUB_SECONDS = 10
@@ -152,8 +154,14 @@ def load_shape(
 
 def _placement(device_map: Any, max_memory: Mapping[Any, Any] | None, offload_folder: str | Path | None) -> dict[str, Any]:
     """The arguments that tell Accelerate where layers go; none for a model that simply stays in the main memory."""
+    launched = processes()
     if device_map is None:
-        device_map = "cuda" if torch.cuda.is_available() else None
+        device_map = launched.device or ("cuda" if torch.cuda.is_available() else None)
+    if launched.device is not None and device_map in _SPREADING:
+        raise ModelError(
+            f"{launched.count} processes were launched, and device_map={device_map} would spread the model of each over all cards. Leave "
+            "it out to give each process a card of its own, or launch a single process for a model that needs several cards."
+        )
     wanted = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
     if not torch.cuda.is_available() and any(isinstance(device, int) or str(device).startswith("cuda") for device in wanted):
         raise ModelError(f"There is no CUDA device here, found device_map={device_map!r}. Take model.device_map=cpu or null.")

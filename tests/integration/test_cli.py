@@ -52,7 +52,7 @@ def test_list_shows_everything_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "job=list"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     groups = re.findall(r"^(\w+)=$", done.stdout, re.MULTILINE)
-    assert groups == ["job", "model", "task", "patcher", "metric", "method", "engine", "callback", "logger"]
+    assert groups == ["job", "model", "task", "patcher", "metric", "method", "engine", "callback", "logger", "sweep"]
     lines = [line for line in done.stdout.splitlines() if line.startswith("  ")]
     assert all(len(line.split()) > 2 for line in lines), "each choice says what it is"
     for name in ("find", "tiny_llama", "gpt2_xl", "numwords", "mean", "kl", "knockout", "reference", "wandb"):
@@ -63,7 +63,7 @@ def test_list_shows_everything_without_torch(tmp_path):
 def test_the_main_job_leaves_its_files(finished):
     folder, done = finished
     files = {path.name for path in (folder / "runs/a").iterdir()}
-    assert files == {"circuit.json", "config.yaml", "metrics.jsonl", "run.log", "scores.parquet", "status.json"}
+    assert files == {"circuit.json", "config.yaml", "journal.jsonl", "metrics.jsonl", "run.log", "scores.parquet", "status.json"}
     assert [path.name for path in folder.iterdir()] == ["runs"]
     circuit = json.loads((folder / "runs/a/circuit.json").read_text())
     assert circuit["model"] == "tiny_gpt2"

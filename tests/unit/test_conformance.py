@@ -122,8 +122,9 @@ def test_every_built_in_is_among_these():
     assert classes(patchers, Patcher) == {"Zero", "Mean", "Resample"}
     assert classes(metrics, Metric) == {"LogitDiff", "ProbDiff", "KL", "Accuracy", "AnswerRank"}
     assert classes(methods, Method) == {"IterativePruning", "Knockout", "RandomCircuit"}
-    assert classes(callbacks, Callback) == {"NanGuard", "Progress"}
-    assert classes(loggers, loggers.Logger) - {"LoggerGroup"} == {"JsonlLogger", "WandbLogger"}  # the latter in tests/integration
+    assert classes(callbacks, Callback) == {"Journal", "NanGuard", "Progress"}  # test_journal.py has the first
+    tested_in_integration = {"WandbLogger", "MlflowLogger", "TensorBoardLogger"}
+    assert classes(loggers, loggers.Logger) - {"LoggerGroup"} == {"JsonlLogger", *tested_in_integration}
 
 
 # The suites themselves: each rule is broken once, and noticed

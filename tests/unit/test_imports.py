@@ -44,6 +44,8 @@ OWNERS = {
     "tokenizers": ("models/",),
     "huggingface_hub": ("models/",),
     "wandb": ("loggers/wandb.py",),
+    "mlflow": ("loggers/mlflow.py",),
+    "tensorboard": ("loggers/tensorboard.py",),
     "hydra": ("cli.py", "config.py", "plugins.py", "jobs/"),
     "omegaconf": ("cli.py", "config.py", "plugins.py", "jobs/"),
     "plotly": ("report/",),

@@ -110,13 +110,16 @@ def test_what_an_earlier_run_left_moves_aside(tmp_path, ending, overwrite):
         logger.log_artifact(TextArtifact("circuit.json", str(number)))
         if ending:
             logger.finalize(ending)
-    (tmp_path / "journal.jsonl").write_text("not the logger's")
+        logger.release()  # as the end of its process would
+    (tmp_path / "journal.jsonl").write_text("of the run before")
+    (tmp_path / "notes.txt").write_text("not the logger's")
 
     started(tmp_path, overwrite=overwrite).log_metrics({"run": 3})
 
     assert [row["run"] for row in lines(tmp_path)] == [3]
     assert not (tmp_path / "circuit.json").exists()
-    assert (tmp_path / "journal.jsonl").exists()
+    assert (tmp_path / "notes.txt").exists() and not (tmp_path / "journal.jsonl").exists()
+    assert (tmp_path / "previous-2" / "journal.jsonl").exists()
     for number in (1, 2):
         old = tmp_path / f"previous-{number}"
         assert [row["run"] for row in lines(old)] == [number]

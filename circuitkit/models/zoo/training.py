@@ -5,10 +5,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 Chunk = tuple[Tensor, Tensor]
 """Token ids `[rows, tokens]` and one loss weight per token, 0 for padding, same shape."""
@@ -51,7 +53,7 @@ class HeadActivity:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         families: Sequence[Sequence[int]],
         *,
         prices: Sequence[Sequence[float]] | None = None,
@@ -74,7 +76,7 @@ class HeadActivity:
     def _remember(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._inputs[module] = args[0]
 
-    def _written(self, module: nn.Module) -> Tensor:
+    def _written(self, module: Any) -> Tensor:
         """Return the Gram matrix `[heads, size, size]` of each head's block of a projection."""
         # GPT-2's Conv1D holds [in, out], torch's Linear [out, in].
         weight = module.weight.T if isinstance(module, nn.Linear) else module.weight

@@ -1,0 +1,224 @@
+"""One search over several processes: each scores its share of the masks on a model of its own.
+
+Only the first process searches. The others serve: they wait to be told of masks, score every n-th of them, and put their numbers
+together with those of all others. So nothing has to happen alike in all of them, be it free memory, a journal or an interruption, and
+decisions are those of one process. What passes between them are small tensors in main memory, without pickle.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import cache
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, distributed
+
+from circuitkit.core.describe import describe
+from circuitkit.core.errors import FailedElsewhere, MeasurementError
+from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.engine.base import Baseline, Engine
+from circuitkit.engine.checks import quick_check
+from circuitkit.models.processes import Processes, processes
+
+_log = logging.getLogger(__name__)
+
+_SCORE, _END, _FAILED = 1, 2, 3
+_OTHER, _SAME, _GONE = 0, 1, 2
+_NONE_LEFT = bytes(32)
+# The first process may be busy alone for long, with its self-check for one; one that dies is noticed at once all the same.
+_PATIENCE = timedelta(days=30)
+
+
+@contextmanager
+def spread(engine: Engine) -> Iterator[Engine]:
+    """The engine itself, or in a launch of several processes one that shares its work; an error then ends the search in all of them."""
+    launched = processes()
+    if launched.count == 1:
+        yield engine
+        return
+    shared = DistributedEngine(engine, launched)
+    try:
+        yield shared
+    finally:
+        shared.stop()
+
+
+class DistributedEngine(Engine):
+    """Scores masks with all processes of a launch. Final.
+
+    Args:
+        engine: Of this process; the same in all.
+        launched: Which process this is.
+
+    Raises:
+        MeasurementError: Another process works on something else.
+    """
+
+    def __init__(self, engine: Engine, launched: Processes) -> None:
+        super().__init__(engine.model, engine.prompts, engine.patcher, engine.metric, engine.graph)
+        self._engine = engine
+        self._launched = launched
+        self._serving = True
+        self._trouble: Exception | None = None
+        self._meet()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process searches; the others are to call ``serve``."""
+        return self._launched.is_first
+
+    @property
+    def local(self) -> Engine:
+        return self._engine
+
+    @property
+    def batch(self) -> int:
+        return self._launched.count * self._engine.batch
+
+    @property
+    def margin(self) -> float:
+        return self._engine.margin
+
+    def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
+        return self._engine.passes(masks, base)
+
+    def clean_logits(self) -> Logits:
+        return self._engine.clean_logits()
+
+    def baseline(self) -> Baseline:
+        return self._engine.baseline()
+
+    def certain(self, mask: Bool[Tensor, "node"]) -> float:
+        return self._engine.certain(mask)
+
+    def score(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Values:
+        masks = self._checked(masks)
+        if len(masks) == 1 or (base is not None and base.shape != masks.shape[1:]):
+            return self._engine.score(masks, base)
+        table = masks if base is None else torch.cat([masks, base[None]])
+        self._serving = False  # until the numbers are there, nobody listens for the end
+        _tell(torch.tensor([_SCORE, len(table), int(base is not None)]))
+        _tell(table.to(torch.uint8))
+        values = self._together(masks, base)
+        self._serving = True
+        return values
+
+    def serve(self) -> str:
+        """Scores what the first process asks for, until it is done.
+
+        Returns:
+            What it says at the end.
+
+        Raises:
+            FailedElsewhere: The first process stopped before.
+            MeasurementError: Another process failed.
+        """
+        try:
+            quick_check(self._engine)  # the first process does so too, at this time
+        except Exception as error:  # to be told with the first share that is asked for
+            self._trouble = error
+        while True:
+            kind, size, has_base = _tell(torch.zeros(3, dtype=torch.long)).tolist()
+            if kind == _FAILED:
+                raise FailedElsewhere("The first process of this launch stopped before the end; its own message says why.")
+            if kind == _END:
+                return bytes(_tell(torch.zeros(size, dtype=torch.uint8)).tolist()).decode()
+            table = _tell(torch.zeros(size, len(self.graph), dtype=torch.uint8)).bool()
+            self._together(table[: size - has_base], table[-1] if has_base else None)
+
+    def finish(self, text: str) -> None:
+        """Lets the other processes go, with what ``serve`` is to return there. Only the first process calls it."""
+        body = text.encode()
+        self._serving = False
+        _tell(torch.tensor([_END, len(body), 0]))
+        _tell(torch.frombuffer(bytearray(body), dtype=torch.uint8))
+
+    def stop(self) -> None:
+        """Lets the other processes go with an error, unless they have gone. Has no effect but in the first process."""
+        if self.leads and self._serving:
+            self._serving = False
+            _tell(torch.tensor([_FAILED, 0, 0]))
+
+    def _together(self, masks: Masks, base: Bool[Tensor, "node"] | None) -> Values:
+        """Scores this process's share, and returns the numbers of all. An error anywhere becomes one everywhere."""
+        index, count = self._launched.index, self._launched.count
+        mine = masks[index::count]
+        table = torch.zeros(-(-len(masks) // count), len(self.prompts) + 1)
+        error = self._trouble
+        try:
+            if len(mine) and error is None:
+                table[: len(mine), :-1] = self._engine.score(mine, base)
+        except Exception as caught:  # told to the others first, or they would wait for ever
+            error = caught
+        table[:, -1] = float(error is not None)
+        tables = _gathered(table, count)
+        failed = [str(place) for place, each in enumerate(tables) if each[0, -1]]
+        if error is not None or failed:
+            self._serving = False  # all of them raise now
+            raise error or MeasurementError(f"Process {', '.join(failed)} of this launch failed; its own message says why.")
+        values = torch.empty(len(masks), len(self.prompts))
+        for place, each in enumerate(tables):
+            share = values[place::count]
+            share.copy_(each[: len(share), :-1])
+        return values
+
+    def _meet(self) -> None:
+        """Waits for the other processes. In a sweep one may have failed a job that the others go on with."""
+        parts = (self.model.name, len(self.graph), self.prompts.content_hash(), describe(self.patcher), describe(self.metric))
+        _meet(hashlib.sha256(repr(parts).encode()).digest(), self._launched)
+        _log.info("%d processes share the masks of this search.", self._launched.count)
+
+
+def _tell(tensor: Tensor) -> Tensor:
+    """What the first process holds, in all processes."""
+    distributed.broadcast(tensor, src=0, group=_group())
+    return tensor
+
+
+def _gathered(tensor: Tensor, count: int) -> list[Tensor]:
+    """What each process holds, in all processes."""
+    tensors = [torch.empty_like(tensor) for _ in range(count)]
+    distributed.all_gather(tensors, tensor, group=_group())
+    return tensors
+
+
+def _meet(work: bytes, launched: Processes) -> None:
+    """Waits until all processes are here with the same work, or with none left.
+
+    Raises:
+        MeasurementError: The first process has other work, or another process has none left.
+    """
+    own, leaves = torch.tensor(list(work), dtype=torch.uint8), work == _NONE_LEFT
+    while True:
+        same = torch.equal(_tell(own.clone()), own)
+        answers = [int(answer) for answer in _gathered(torch.tensor([_SAME if same else _GONE if leaves else _OTHER]), launched.count)]
+        if set(answers) == {_SAME}:
+            return
+        if launched.is_first and not leaves and _GONE in answers:
+            raise MeasurementError(f"Process {answers.index(_GONE)} of this launch has ended; its own message says why.")
+        if not launched.is_first and not leaves and not same:
+            raise MeasurementError(
+                "This process does not have the model, prompts, patcher and metric of the first process of its launch, or that one has "
+                "left this job out. Start all of them with the same settings, on the same kind of device."
+            )
+
+
+@cache
+def _group() -> distributed.ProcessGroup:
+    """Over gloo also where the launch talks over NCCL, because small tensors in main memory are sent."""
+    group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    assert isinstance(group, distributed.ProcessGroup)
+    atexit.register(_part)
+    return group
+
+
+def _part() -> None:
+    """Ends together: a launcher ends all processes when the first of them ends with an error, which may still be writing its files."""
+    with suppress(RuntimeError):  # another one broke off
+        _meet(_NONE_LEFT, processes())
