@@ -89,31 +89,39 @@ class Runner:
                 return from_text(scorer.serve(), scorer)
             parts = {"task": task, "method": method, "patcher": patcher, "metric": metric}
             info = run_info(name or f"{task.name}-{model.name}-{method.name}", scorer, parts, settings)
-            replay = Replay.of(resume, info)
-            if check is not None:
-                check(info)
-            self.loggers.log_config(info.name, info.settings)
-            self.callbacks.notify("on_run_start", info)
-
+            replay = self._start(info, resume, check)
             quick_check(scorer)
-            baseline = scorer.baseline()
-            self.loggers.log_metrics(baseline_metrics(baseline, metric) | {"run/prompts": len(prompts)})
-            self.callbacks.notify("on_baseline", baseline)
+            self._baseline(scorer)
 
             result = self._discover(method, scorer, info, replay)
             self.callbacks.notify("on_discover_end", result)
-
             result = evaluated(result, scorer)
             self.loggers.log_metrics(summary_metrics(result) | drift_metrics(result.steps, scorer, getattr(method, "threshold", None)))
             self.callbacks.notify("on_evaluate_end", result)
 
-            self.callbacks.notify("on_checkpoint", result)
-            for artifact in artifacts(result):
-                self.loggers.log_artifact(artifact)
+            self._write(result)
             if isinstance(scorer, DistributedEngine):
                 scorer.finish(to_text(result))
         self.callbacks.notify("on_run_end", result)
         return result
+
+    def _start(self, info: RunInfo, resume: Recorded | None, check: Callable[[RunInfo], None] | None) -> Replay:
+        replay = Replay.of(resume, info)
+        if check is not None:
+            check(info)
+        self.loggers.log_config(info.name, info.settings)
+        self.callbacks.notify("on_run_start", info)
+        return replay
+
+    def _baseline(self, engine: Engine) -> None:
+        baseline = engine.baseline()
+        self.loggers.log_metrics(baseline_metrics(baseline, engine.metric) | {"run/prompts": len(engine.prompts)})
+        self.callbacks.notify("on_baseline", baseline)
+
+    def _write(self, result: RunResult) -> None:
+        self.callbacks.notify("on_checkpoint", result)
+        for artifact in artifacts(result):
+            self.loggers.log_artifact(artifact)
 
     def _discover(self, method: Method, engine: Engine, info: RunInfo, replay: Replay) -> RunResult:
         started = time.perf_counter()

@@ -236,7 +236,7 @@ class Scores:
         body = _checked_body(text, where)
         try:
             values = _field(body, "values", dict)
-            values = {str(Node.parse(name)): float(_field(values, name, int, float)) for name in values}
+            values = {name: float(_field(values, name, int, float)) for name in values}  # nodes, or draws of random circuits
             shape = _field(body, "n_layers", int), _field(body, "n_heads", int)
             return cls(values, _field(body, "unit", str), *shape, _field(body, "model", str), _field(body, "provenance", dict))
         except CircuitError:
