@@ -244,7 +244,8 @@ def _check_fields(factory: partial[Any], key: str, kwargs: Mapping[str, Any], la
     for name, hint in _hints(target).items():
         if name in factory.keywords and not _fits(factory.keywords[name], hint):
             found = factory.keywords[name]
-            raise ConfigError(f"{key}.{name} is {found!r}, a {type(found).__name__}. Expected {_hint_name(hint)}.")
+            shown = "<removed>" if name.lower().endswith(("token", "key", "password", "secret")) else repr(found)
+            raise ConfigError(f"{key}.{name} is {shown}, a {type(found).__name__}. Expected {_hint_name(hint)}.")
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

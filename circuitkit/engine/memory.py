@@ -39,7 +39,8 @@ class RowBudget:
                 f"{row_bytes(model, n_pos) / 2**20:.0f} MiB). Free some, take a smaller model or dtype, or set engine.max_rows=1 to try."
             )
         useful = max(1, TOKENS_A_PASS.get(model.device.type, 4096) // n_pos)
-        self.rows = max_rows if max_rows is not None else min(fitting, useful)
+        # Above what is useful a pass gets slower (scripts/bench/RESULTS.md), so a larger bound changes nothing.
+        self.rows = min(fitting if max_rows is None else max_rows, useful)
 
     def halve(self, error: BaseException) -> None:
         """Makes passes half as large after one did not fit.
