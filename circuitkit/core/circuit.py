@@ -1,21 +1,19 @@
-"""What a search returns: a Circuit (a set of nodes) or Scores (a number a node), with where it came from."""
+"""What a search returns: a Circuit (a set of nodes, perhaps with edges) or Scores (a number a node), with where it came from."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitkit.core.edge_graph import INPUT, LOGITS, precedes
 from circuitkit.core.errors import CircuitError
-from circuitkit.core.graph import Graph, Kind, Level, Node
-
-FORMAT_VERSION = 1
+from circuitkit.core.graph import Edge, Graph, Kind, Level, Node
+from circuitkit.core.sealed import read_text, reading, seal, unseal, write_text
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,9 @@ class Circuit:
         n_heads: Number of query heads a layer.
         model: Name of the model, for people; ``provenance`` has its fingerprint.
         score: Performance in %, of the untouched model; None where it was not measured.
-        level: How fine the members are.
+        level: ``node`` for a circuit of nodes alone, else how fine its edges are.
         provenance: Settings, seed, versions, model revision and hashes of the run that found it.
+        edges: The direct paths that are kept between the members, the input and the logits; none for a circuit of nodes alone.
     """
 
     nodes: tuple[Node, ...]
@@ -39,6 +38,7 @@ class Circuit:
     score: float | None = None
     level: Level = Level.NODE
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    edges: tuple[Edge, ...] = ()
 
     def __post_init__(self) -> None:
         for node in self.nodes:
@@ -47,8 +47,16 @@ class Circuit:
                 raise CircuitError(
                     f"Node {str(node)!r} cannot be in a circuit of a model with {self.n_layers} layers and {self.n_heads} heads a layer."
                 )
-        ordered = sorted(set(self.nodes), key=_causal)
-        object.__setattr__(self, "nodes", tuple(ordered))
+        members = set(self.nodes)
+        object.__setattr__(self, "nodes", tuple(sorted(members, key=_causal)))
+        for edge in self.edges:
+            ends = {edge.src, edge.dst.component_of_port} - {INPUT, LOGITS}
+            if self.level is Level.NODE or not ends <= members or not precedes(edge.src, edge.dst):
+                raise CircuitError(
+                    f"Edge {str(edge)!r} cannot be in this circuit: an edge needs level edge or edge_qkv, here {self.level}, both ends "
+                    "among the members, and a sender that is computed before the receiver."
+                )
+        object.__setattr__(self, "edges", tuple(sorted(set(self.edges), key=_edge_order)))
 
     @classmethod
     def of(cls, graph: Graph, mask: Bool[Tensor, "node"], **fields: Any) -> Circuit:
@@ -77,13 +85,15 @@ class Circuit:
         return (Node.parse(node) if isinstance(node, str) else node) in self.nodes
 
     def __and__(self, other: Circuit) -> Circuit:
-        return self._combined(other, set(self.nodes) & set(other.nodes))
+        return self._combined(other, set(self.nodes) & set(other.nodes), set(self.edges) & set(other.edges))
 
     def __or__(self, other: Circuit) -> Circuit:
-        return self._combined(other, set(self.nodes) | set(other.nodes))
+        return self._combined(other, set(self.nodes) | set(other.nodes), set(self.edges) | set(other.edges))
 
     def __sub__(self, other: Circuit) -> Circuit:
-        return self._combined(other, set(self.nodes) - set(other.nodes))
+        """The members that the other has not, and this one's edges between them."""
+        nodes = set(self.nodes) - set(other.nodes)
+        return self._combined(other, nodes, {edge for edge in self.edges if {edge.src, edge.dst.component_of_port} <= nodes})
 
     def jaccard(self, other: Circuit) -> float:
         """Size of the intersection over size of the union; 1.0 for two empty circuits."""
@@ -94,11 +104,20 @@ class Circuit:
         """The mask over a graph that keeps just the members.
 
         Raises:
-            CircuitError: The circuit belongs to a model of another shape.
+            CircuitError: The circuit belongs to a model of another shape, or has edges.
         """
         self.check_fits(graph.n_layers, graph.n_heads)
+        if self.level is not Level.NODE:
+            raise CircuitError(
+                f"This is a circuit of edges (level {self.level}), and a circuit of nodes was expected. Take the file of the node "
+                "circuit that it was made from, or its nodes alone with Circuit.nodes_only()."
+            )
         nodes = [node.at(span) for node in self.nodes for span in graph.spans if node.span in (None, span)] if graph.spans else self.nodes
         return graph.mask(nodes)
+
+    def nodes_only(self) -> Circuit:
+        """The circuit of the same nodes, with every edge between them; its score was not measured."""
+        return replace(self, score=None, level=Level.NODE, edges=())
 
     def check_fits(self, n_layers: int, n_heads: int, model: str = "") -> None:
         """Refuses a circuit that was found in a model of another shape or name.
@@ -119,12 +138,7 @@ class Circuit:
 
     def save(self, path: str | Path) -> Path:
         """Writes the circuit as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        partial.replace(path)
-        return path
+        return write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
@@ -133,21 +147,21 @@ class Circuit:
         Raises:
             CircuitError: No such file, not a circuit, another format version, or damaged.
         """
-        return cls.from_json(_text(Path(path), "circuit"), where=str(path))
+        return cls.from_json(read_text(Path(path), "circuit"), where=str(path))
 
     def to_json(self) -> str:
         """The circuit as the text of a file."""
         body = {
-            "format_version": FORMAT_VERSION,
             "model": self.model,
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
             "level": self.level.value,
             "score": self.score,
             "nodes": list(self.names),
+            **({"edges": [str(edge) for edge in self.edges]} if self.level is not Level.NODE else {}),
             "provenance": dict(self.provenance),
         }
-        return json.dumps({**body, "checksum": _checksum(body)}, indent=2) + "\n"
+        return seal(body)
 
     @classmethod
     def from_json(cls, text: str, where: str = "this text") -> Circuit:
@@ -160,20 +174,22 @@ class Circuit:
         Raises:
             CircuitError: Not a circuit, another format version, or damaged.
         """
-        body = _checked_body(text, where)
-        try:
-            nodes = tuple(Node.parse(name) for name in _field(body, "nodes", list))
-            score = None if body["score"] is None else float(_field(body, "score", int, float))
-            shape = _field(body, "n_layers", int), _field(body, "n_heads", int)
-            return cls(nodes, *shape, _field(body, "model", str), score, Level(body["level"]), _field(body, "provenance", dict))
-        except CircuitError:
-            raise
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise CircuitError(f"{where} is not a circuit file: {type(error).__name__} at {error}.") from error
+        body = unseal(text, where)
+        with reading(where, "circuit") as entry:
+            nodes = tuple(Node.parse(name) for name in entry(body, "nodes", list))
+            edges = tuple(Edge.parse(name) for name in entry({"edges": [], **body}, "edges", list))
+            score = None if body["score"] is None else float(entry(body, "score", int, float))
+            shape = entry(body, "n_layers", int), entry(body, "n_heads", int)
+            return cls(nodes, *shape, entry(body, "model", str), score, Level(body["level"]), entry(body, "provenance", dict), edges)
 
-    def _combined(self, other: Circuit, nodes: Iterable[Node]) -> Circuit:
+    def _combined(self, other: Circuit, nodes: Iterable[Node], edges: Iterable[Edge]) -> Circuit:
         other.check_fits(self.n_layers, self.n_heads, self.model)
-        return Circuit(tuple(nodes), self.n_layers, self.n_heads, self.model, level=self.level)
+        if other.level is not self.level:
+            raise CircuitError(
+                f"A circuit of level {self.level} and one of level {other.level} cannot be combined. Compare circuits of one level, such "
+                "as the nodes of both (Circuit.nodes_only())."
+            )
+        return Circuit(tuple(nodes), self.n_layers, self.n_heads, self.model, level=self.level, edges=tuple(edges))
 
 
 @dataclass(frozen=True)
@@ -203,7 +219,6 @@ class Scores:
     def to_json(self) -> str:
         """The scores as the text of a file."""
         body = {
-            "format_version": FORMAT_VERSION,
             "model": self.model,
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
@@ -211,7 +226,7 @@ class Scores:
             "values": dict(self.values),
             "provenance": dict(self.provenance),
         }
-        return json.dumps({**body, "checksum": _checksum(body)}, indent=2) + "\n"
+        return seal(body)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
@@ -220,7 +235,7 @@ class Scores:
         Raises:
             CircuitError: No such file, no scores, another format version, or damaged.
         """
-        return cls.from_json(_text(Path(path), "scores"), where=str(path))
+        return cls.from_json(read_text(Path(path), "scores"), where=str(path))
 
     @classmethod
     def from_json(cls, text: str, where: str = "this text") -> Scores:
@@ -233,53 +248,18 @@ class Scores:
         Raises:
             CircuitError: No scores, another format version, or damaged.
         """
-        body = _checked_body(text, where)
-        try:
-            values = _field(body, "values", dict)
-            values = {name: float(_field(values, name, int, float)) for name in values}  # nodes, or draws of random circuits
-            shape = _field(body, "n_layers", int), _field(body, "n_heads", int)
-            return cls(values, _field(body, "unit", str), *shape, _field(body, "model", str), _field(body, "provenance", dict))
-        except CircuitError:
-            raise
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise CircuitError(f"{where} is not a scores file: {type(error).__name__} at {error}.") from error
+        body = unseal(text, where)
+        with reading(where, "scores") as entry:
+            values = entry(body, "values", dict)
+            values = {name: float(entry(values, name, int, float)) for name in values}  # nodes, or draws of random circuits
+            shape = entry(body, "n_layers", int), entry(body, "n_heads", int)
+            return cls(values, entry(body, "unit", str), *shape, entry(body, "model", str), entry(body, "provenance", dict))
 
 
-def _field(body: Mapping[str, Any], key: str, *kinds: type) -> Any:
-    """An entry of a file, which must be just of its kind: what is only like it, such as 2.7 layers, was written by something else."""
-    if type(body[key]) not in kinds or (int in kinds and float not in kinds and body[key] < 0):
-        raise ValueError(f"{key} is {body[key]!r}, expected {' or '.join(kind.__name__ for kind in kinds)}")
-    return body[key]
-
-
-def _text(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CircuitError(f"The {what} file {path} cannot be read: {error}.") from error
+def _edge_order(edge: Edge) -> tuple[Any, ...]:
+    last = edge.dst.kind is Kind.LOGITS
+    return (last, *_causal(edge.dst), edge.dst.port or "", *_causal(edge.src))
 
 
 def _causal(node: Node) -> tuple[int, bool, int, str]:
     return (node.layer, node.kind is Kind.MLP, node.head if node.head is not None else -1, node.span or "")
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _checked_body(text: str, where: str) -> dict[str, Any]:
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CircuitError(f"{where} is not a whole JSON file ({error}). It may have been cut off; run the search again.") from error
-    if not isinstance(body, dict) or "format_version" not in body:
-        raise CircuitError(f"{where} is not a circuit file: it has no format_version.")
-    if body["format_version"] != FORMAT_VERSION:
-        raise CircuitError(
-            f"{where} has circuit format {body['format_version']}; this version reads format {FORMAT_VERSION}. "
-            "Use the version that wrote it."
-        )
-    checksum = body.pop("checksum", None)
-    if checksum != _checksum(body):
-        raise CircuitError(f"{where} was changed or damaged after it was written: its checksum does not match.")
-    return body

@@ -104,6 +104,11 @@ class Node:
         """The same node at all positions."""
         return replace(self, span=None)
 
+    @property
+    def component_of_port(self) -> Node:
+        """The head that an input port belongs to; any other node itself."""
+        return replace(self, port=None)
+
     def __str__(self) -> str:
         port = f"<{self.port}>" if self.port else ""
         span = f"@{self.span}" if self.span is not None else ""

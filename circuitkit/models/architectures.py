@@ -26,7 +26,9 @@ class Architecture:
         attention_norm: The norm before attention, in a block.
         mlp_norm: The norm before the MLP, in a block.
         query_key_value: The projections of the attention input, relative to the block; one path if they are fused.
+        fused_by_head: Where they are fused, whether each head's queries, keys and values lie side by side; else all queries come first.
         final_norm: The norm before the unembedding.
+        additive: Whether what attention and MLP return is added to the residual stream as it is, so that a head's share of it is its own.
         parallel: Name of the config flag that says that MLP and attention both read the block's input; empty where it never is so.
     """
 
@@ -38,7 +40,9 @@ class Architecture:
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     query_key_value: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    fused_by_head: bool = False
     final_norm: str = "model.norm"
+    additive: bool = True
     parallel: str = ""
 
 
@@ -61,6 +65,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             attention="attention",
             out_proj="attention.dense",
             query_key_value=("attention.query_key_value",),
+            fused_by_head=True,
             final_norm="gpt_neox.final_layer_norm",
             parallel="use_parallel_residual",
         ),
@@ -68,7 +73,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mistral"),
         Architecture("qwen2"),
         Architecture("qwen3"),
-        Architecture("gemma2", mlp_norm="pre_feedforward_layernorm"),
+        Architecture("gemma2", mlp_norm="pre_feedforward_layernorm", additive=False),
     )
 }
 

@@ -1,7 +1,7 @@
 """HookedModel: a transformers model whose components can be read, replaced and skipped while it runs.
 
 Everything goes through nnsight. In one pass the sites of a layer must be touched in the order in which the model computes them:
-``resid``, attention (``z`` or ``skip_attention``), MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_out`` or ``skip_mlp``).
+``resid``, attention (``skip_projections``, ``z``; or ``skip_attention``), MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_out`` or ``skip_mlp``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from circuitkit.models.architectures import Architecture, architecture_of
 
 Resid = Float[Tensor, "row pos d_model"]
 Heads = Float[Tensor, "row pos head d_head"]
+Projections = tuple[Heads, Heads, Heads]
+"""Queries, keys and values of a layer as the projections give them; keys and values have one slice a key/value head."""
 
 
 class Layer:
@@ -39,6 +41,8 @@ class Layer:
         self._out_proj = _descend(block, architecture.out_proj)
         self._mlp_norm = _descend(block, architecture.mlp_norm)
         self._mlp = _descend(block, architecture.mlp)
+        self._projections = [_descend(block, path) for path in architecture.query_key_value]
+        self._architecture = architecture
         self._n_heads = n_heads
 
     @property
@@ -99,6 +103,13 @@ class Layer:
     def skip(self, resid: Resid) -> None:
         """Does not compute the layer; ``resid`` leaves it."""
         self._block.skip(resid)
+
+    def skip_projections(self, projections: Projections) -> None:
+        """Does not compute queries, keys and values; these are used instead."""
+        if len(self._projections) == 1:
+            projections = (_fuse(projections, self._architecture.fused_by_head),)
+        for envoy, value in zip(self._projections, projections, strict=True):
+            envoy.skip(value.flatten(2))
 
     def skip_attention(self, out: Resid) -> None:
         """Does not compute the attention; ``out`` is added to the residual stream instead."""
@@ -215,7 +226,7 @@ class HookedModel:
         Returns:
             Logits of the last ``keep`` positions in the model's dtype, or None if the pass was stopped.
         """
-        if visit is None and start == 0 and not gather:
+        if visit is None and start == 0 and stop is None and not gather:
             with torch.no_grad():
                 return self.hf(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}).logits
         if self.device.type == "meta":
@@ -238,6 +249,35 @@ class HookedModel:
         path = f"{self.architecture.blocks}.{layer}.{self.architecture.out_proj}"
         with torch.no_grad():
             return self.hf.get_submodule(path)(z.flatten(-2).contiguous())
+
+    def queries_keys_values(self, layer: int, resid: Resid) -> Projections:
+        """What the heads of a layer make of a residual stream that enters it, norm included: outside of a pass."""
+        block = self.hf.get_submodule(f"{self.architecture.blocks}.{layer}")
+        with torch.no_grad():
+            read = self.module(layer, "attention_norm")(resid)
+            outs = [block.get_submodule(path)(read) for path in self.architecture.query_key_value]
+        if len(outs) == 1 and self.architecture.fused_by_head:
+            return tuple(outs[0].unflatten(-1, (self.n_heads, 3, -1)).unbind(-2))  # type: ignore[return-value]
+        queries, keys, values = outs[0].chunk(3, -1) if len(outs) == 1 else outs
+        return queries.unflatten(-1, (self.n_heads, -1)), *(part.unflatten(-1, (self.n_kv_heads, -1)) for part in (keys, values))  # type: ignore[return-value]
+
+    def mlp_from(self, layer: int, resid: Resid) -> Resid:
+        """What the MLP of a layer makes of the residual stream at its norm, norm included: outside of a pass."""
+        with torch.no_grad():
+            return self.module(layer, "mlp")(self.module(layer, "mlp_norm")(resid))
+
+    def embed(self, ids: Int[Tensor, "row pos"]) -> Resid:
+        """What enters the first layer."""
+        entered: list[Resid] = []
+        self.run(ids, lambda layer: entered.append(layer.resid), stop=0)
+        return entered[0]
+
+    def unembed(self, resid: Float[Tensor, "row kept d_model"]) -> Float[Tensor, "row kept d_vocab"]:
+        """Logits of a residual stream behind the last layer, in the model's dtype: the final norm once, then the unembedding."""
+        ids = torch.zeros(resid.shape[:2], dtype=torch.long)
+        logits = self.run(ids, start=self.n_layers, resid=resid.contiguous(), keep=0)
+        assert logits is not None
+        return logits
 
     def module(self, layer: int, part: str) -> nn.Module:
         """The plain torch module of one part of a layer: ``attention``, ``out_proj``, ``mlp``, ``attention_norm`` or ``mlp_norm``."""
@@ -275,6 +315,10 @@ def _walk(layers: tuple[Layer, ...], visit: Visit | None, start: int, end: int, 
     if visit is not None:
         for layer in layers[start:end]:
             visit(layer)
+
+
+def _fuse(projections: Projections, by_head: bool) -> Heads:
+    return torch.stack(projections, -2).flatten(-2) if by_head else torch.cat([part.flatten(2) for part in projections], -1).unsqueeze(2)
 
 
 def _descend(root: Any, path: str) -> Any:

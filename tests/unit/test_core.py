@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models_for_tests import tiny_prompts
 
-from circuitkit.core.circuit import FORMAT_VERSION, Circuit, Scores, _checksum
+from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe
 from circuitkit.core.errors import CircuitError, MeasurementError, PromptError, unknown_choice
 from circuitkit.core.graph import Edge, Graph, Kind, Level, Node
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.sealed import FORMAT_VERSION, checksum
 from circuitkit.engine.edits import Edits, Layout
 from circuitkit.patchers import Mean, Zero
 
@@ -280,7 +281,7 @@ def test_a_forged_file_with_a_right_checksum_is_refused_or_a_usable_circuit(key,
     body[key] = value
     if drop:
         del body[key]
-    text = json.dumps({**body, "checksum": _checksum(body)})
+    text = json.dumps({**body, "checksum": checksum(body)})
     try:
         circuit = Circuit.from_json(text)
     except CircuitError:
@@ -300,12 +301,12 @@ def test_texts_that_are_no_circuit(text):
 def test_a_file_cut_in_half(tmp_path):
     path = tmp_path / "circuit.json"
     path.write_text(TEXT[: len(TEXT) // 2])
-    with pytest.raises(CircuitError, match=r"circuit.json is not a whole JSON file .* It may have been cut off; run the search again."):
+    with pytest.raises(CircuitError, match=r"circuit.json is not a whole JSON file .* It may have been cut off; make it again."):
         Circuit.load(path)
 
 
 def test_another_format_version():
-    with pytest.raises(CircuitError, match="has circuit format 99; this version reads format 1. Use the version that wrote it"):
+    with pytest.raises(CircuitError, match="has format 99; this version reads format 1. Use the version that wrote it"):
         Circuit.from_json(TEXT.replace('"format_version": 1', '"format_version": 99'))
 
 

@@ -1,0 +1,98 @@
+"""Result files: JSON with a format version and a checksum, written whole or not at all, and refused in words when damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from circuitkit.core.errors import CircuitError
+
+FORMAT_VERSION = 1
+
+
+def seal(body: Mapping[str, Any]) -> str:
+    """The text of a file with this content."""
+    content = {"format_version": FORMAT_VERSION, **body}
+    return json.dumps({**content, "checksum": checksum(content)}, indent=2) + "\n"
+
+
+def unseal(text: str, where: str) -> dict[str, Any]:
+    """The content of a file.
+
+    Args:
+        text: What ``seal`` returned.
+        where: What to call it in an error.
+
+    Raises:
+        CircuitError: Not such a text, of another format version, or damaged.
+    """
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CircuitError(f"{where} is not a whole JSON file ({error}). It may have been cut off; make it again.") from error
+    if not isinstance(body, dict) or "format_version" not in body:
+        raise CircuitError(f"{where} is not a circuit file: it has no format_version.")
+    if body["format_version"] != FORMAT_VERSION:
+        raise CircuitError(
+            f"{where} has format {body['format_version']}; this version reads format {FORMAT_VERSION}. Use the version that wrote it."
+        )
+    found = body.pop("checksum", None)
+    if found != checksum(body):
+        raise CircuitError(f"{where} was changed or damaged after it was written: its checksum does not match.")
+    return body
+
+
+@contextmanager
+def reading(where: str, what: str) -> Iterator[Callable[..., Any]]:
+    """Within this context, what is missing from a file or of the wrong kind becomes a sentence. Gives the function that reads an entry.
+
+    Args:
+        where: What to call the file in an error.
+        what: The kind of file that was expected, such as ``circuit``.
+
+    Raises:
+        CircuitError: It is no file of that kind.
+    """
+    try:
+        yield entry
+    except CircuitError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise CircuitError(f"{where} is not a {what} file: {type(error).__name__} at {error}.") from error
+
+
+def entry(body: Mapping[str, Any], key: str, *kinds: type) -> Any:
+    """An entry of a file, which must be just of its kind: what is only like it, such as 2.7 layers, was written by something else."""
+    if type(body[key]) not in kinds or (int in kinds and float not in kinds and body[key] < 0):
+        raise ValueError(f"{key} is {body[key]!r}, expected {' or '.join(kind.__name__ for kind in kinds)}")
+    return body[key]
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file.
+
+    Raises:
+        CircuitError: It cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CircuitError(f"The {what} file {path} cannot be read: {error}.") from error
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def checksum(body: Mapping[str, Any]) -> str:
+    """SHA-256 of a content."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
