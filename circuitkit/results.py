@@ -15,6 +15,8 @@ import torch
 import circuitkit
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe
+from circuitkit.core.findings import Finding
+from circuitkit.core.graph import Level
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
 from circuitkit.engine.base import Baseline, Engine
@@ -87,7 +89,8 @@ def evaluated(result: RunResult, engine: Engine) -> RunResult:
         "evaluations": len(result.steps),
     }
     if result.circuit is not None:
-        score = engine.percent(result.circuit.mask(engine.graph)[None]).item()
+        circuit = result.circuit  # a circuit of edges comes with the score of its graph, which masks over nodes cannot say
+        score = circuit.score if circuit.edges else engine.percent(circuit.nodes_only().mask(engine.graph)[None]).item()
         return replace(result, circuit=replace(result.circuit, score=score, provenance={**provenance, **result.circuit.provenance}))
     assert result.scores is not None
     return replace(result, scores=replace(result.scores, provenance={**provenance, **result.scores.provenance}))
@@ -113,6 +116,7 @@ def summary_metrics(result: RunResult) -> dict[str, float | int]:
             "circuit/n_heads": len(circuit.heads),
             "circuit/n_mlps": len(circuit.mlps),
         }
+        numbers |= {"circuit/n_edges": len(circuit.edges)} if circuit.level is not Level.NODE else {}
     if result.scores is not None:
         values = list(result.scores.values.values())
         numbers |= {"scores/mean": sum(values) / len(values), "scores/lowest": min(values), "scores/highest": max(values)}
@@ -124,9 +128,31 @@ def artifacts(result: RunResult) -> list[TextArtifact | TableArtifact]:
     files: list[TextArtifact | TableArtifact] = [TableArtifact("scores", [step.row() for step in result.steps])]
     if result.circuit is not None:
         files.append(TextArtifact("circuit.json", result.circuit.to_json()))
+        if result.circuit.level is not Level.NODE:
+            files.append(TextArtifact("edges.json", edge_finding(result).to_json(), kind="edges"))
     if result.scores is not None:
         files.append(TextArtifact("scores.json", result.scores.to_json(), kind="scores"))
     return files
+
+
+def edge_finding(result: RunResult) -> Finding:
+    """What a search for edges found, for the report."""
+    circuit = result.circuit
+    assert circuit is not None
+    told = circuit.provenance
+    members = list(dict.fromkeys([*circuit.names, *told.get("dropped_nodes", ())]))
+    body = {
+        "task": told.get("settings", {}).get("task", {}).get("name", ""),
+        "model": circuit.model,
+        "nodes": members,
+        "level": circuit.level.value,
+        **{key: told.get(key) for key in ("rule", "mlps", "threshold", "node_score", "dropped_nodes")},
+        "score": circuit.score,
+        "edges": dict(told.get("edge_scores", {})),
+        "kept": [str(edge) for edge in circuit.edges],
+    }
+    where_from = {key: value for key, value in told.items() if key not in ("edge_scores", *body)}
+    return Finding("edges", f"Edges of {result.info.name}", body, where_from)
 
 
 def to_text(result: RunResult) -> str:

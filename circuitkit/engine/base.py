@@ -143,10 +143,9 @@ class Engine(ABC):
                 f"The base must be one mask of {len(self.graph)} units, found {tuple(base.shape)} of {base.dtype}. "
                 "Make it with engine.graph."
             )
-        clean = self._clean
         values = torch.empty(len(masks), len(self.prompts))
         for chosen, rows, logits in self.passes(masks, base):
-            values[chosen, rows] = self._measure(logits, rows, clean)
+            values[chosen, rows] = self.measure(logits, rows)
         return values
 
     def percent(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Float[Tensor, "mask"]:
@@ -164,7 +163,7 @@ class Engine(ABC):
             MeasurementError: A percentage of this baseline would mean nothing.
         """
         if self._baseline is None:
-            clean = self._measure(self._clean[None], slice(0, len(self.prompts)), self._clean)[0]
+            clean = self.measure(self._clean[None], slice(0, len(self.prompts)))[0]
             patched = self.score(self.graph.empty()[None])[0]
             baseline = Baseline(clean, patched, self.metric.floor, self.metric.unit)
             baseline.check(self.metric)
@@ -175,9 +174,10 @@ class Engine(ABC):
     def _clean(self) -> Logits:
         return self.clean_logits()
 
-    def _measure(self, logits: Logits, rows: slice, clean: Logits) -> Values:
-        values = self.metric.score(logits, self.prompts.take(range(rows.start, rows.stop)), clean_logits=clean[rows].to(logits.device))
-        return values.float().cpu()
+    def measure(self, logits: Logits, rows: slice) -> Values:
+        """The metric on logits of some prompts."""
+        prompts = self.prompts.take(range(rows.start, rows.stop))
+        return self.metric.score(logits, prompts, clean_logits=self._clean[rows].to(logits.device)).float().cpu()
 
     def _checked(self, masks: Masks) -> Masks:
         if masks.ndim != 2 or masks.shape[1] != len(self.graph) or masks.dtype != torch.bool:

@@ -31,7 +31,7 @@ def quick_check(engine: Engine) -> None:
         MeasurementError: They differ, a patch had no effect, or logits are not finite.
     """
     patcher = type(engine.patcher).__name__
-    prompts = _few(engine)
+    prompts = few(engine)
     fired = called(engine.model, prompts)
     if not fired.passed:
         raise MeasurementError(
@@ -70,8 +70,12 @@ def rebuilt(engine: Engine, prompts: PromptSet) -> Engine:
     return type(engine)(engine.model, prompts, engine.patcher, engine.metric, engine.graph, **options)
 
 
-def _few(engine: Engine) -> PromptSet:
-    """The first prompts whose corrupt twin differs."""
+def few(engine: Engine) -> PromptSet:
+    """The first prompts whose corrupt twin differs.
+
+    Raises:
+        MeasurementError: None does, and the patcher takes something from them.
+    """
     prompts = engine.prompts
     different = (prompts.clean != prompts.corrupt).any(-1)
     same = len(prompts) - int(different.sum())

@@ -67,12 +67,21 @@ class PackedEngine(Engine):
         return self._clean_lane.cone
 
     def certain(self, mask: Bool[Tensor, "node"]) -> float:
-        return self.baseline().percent(self._oracle.score(mask[None])).item()
+        return self.baseline().percent(self.oracle.score(mask[None])).item()
 
     def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
         for part, logits in self._clean_lane.run(masks, self._replacements_for, base):
             assert logits is not None
             yield part.masks, part.rows, logits.unflatten(0, (len(part.masks), -1))
+
+    def replacements(self, mask: Bool[Tensor, "node"]) -> Replacements:
+        """What removed components are replaced by when this mask is what is left."""
+        return self._replacements_for(mask[None], mask)
+
+    @property
+    def skips(self) -> bool:
+        """Whether replaced modules are left uncomputed."""
+        return self._skip
 
     def clean_logits(self) -> Logits:
         return torch.cat(self._clean_lane.extend(self.graph.full(), self.model.n_layers, self._replacements_for))
@@ -118,7 +127,8 @@ class PackedEngine(Engine):
         return collector.collected()
 
     @cached_property
-    def _oracle(self) -> ReferenceEngine:
+    def oracle(self) -> ReferenceEngine:
+        """The naive path, with as much memory a pass as this one."""
         # It unembeds every position, so as many rows would take so many times the memory for logits.
         max_rows = max(1, self.budget.rows // self.prompts.n_pos)
         return ReferenceEngine(self.model, self.prompts, self.patcher, self.metric, self.graph, max_rows=max_rows)

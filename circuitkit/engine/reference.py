@@ -6,7 +6,7 @@ It shares no code with the fast engine but the table of module paths, and it doe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -35,18 +35,20 @@ class ReferenceEngine(Engine):
         for index, mask in enumerate(masks):
             removed = [node for node, kept in zip(self.graph.nodes, mask.tolist(), strict=True) if not kept]
             sources = self._sources_for(removed)
-            for rows in self._slices():
+            for rows in self.slices():
                 with self._replaced(removed, sources, rows, self.prompts.clean):
-                    yield torch.tensor([index]), rows, self._forward(self.prompts.clean[rows])[None]
+                    yield torch.tensor([index]), rows, self.forward(self.prompts.clean[rows])[None]
 
     def clean_logits(self) -> Logits:
-        return torch.cat([self._forward(self.prompts.clean[rows]) for rows in self._slices()])
+        return torch.cat([self.forward(self.prompts.clean[rows]) for rows in self.slices()])
 
-    def _forward(self, ids: Tensor) -> Logits:
+    def forward(self, ids: Tensor) -> Logits:
+        """Logits of the model as it is now at the last position, float32."""
         with torch.no_grad():
             return self.model.hf(ids.to(self.model.device), use_cache=False).logits[:, -1].float()
 
-    def _slices(self) -> Iterator[slice]:
+    def slices(self) -> Iterator[slice]:
+        """The prompts, in passes."""
         for first in range(0, len(self.prompts), self._max_rows):
             yield slice(first, min(first + self._max_rows, len(self.prompts)))
 
@@ -61,13 +63,13 @@ class ReferenceEngine(Engine):
     def _sources(self, removed_heads: tuple[Node, ...]) -> dict[Node, Tensor]:
         """Every component's activation on the corrupt prompts, a row a prompt, averaged where the patcher wants means."""
         seen: dict[Node, list[Tensor]] = {}
-        for rows in self._slices():
+        for rows in self.slices():
             with ExitStack() as stack:
                 if removed_heads:
                     stack.enter_context(self._replaced(list(removed_heads), self._plain, rows, self.prompts.corrupt))
                 for layer in range(self.model.n_layers):
                     stack.enter_context(self._recorded(layer, seen))
-                self._forward(self.prompts.corrupt[rows])
+                self.forward(self.prompts.corrupt[rows])
         whole = {node: torch.cat(parts) for node, parts in seen.items()}
         if self.patcher.needs.source == "run":
             return whole
@@ -99,6 +101,10 @@ class ReferenceEngine(Engine):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def replaced(self, removed: list[Node], rows: slice, ids: Tensor) -> AbstractContextManager[None]:
+        """Within this context these nodes' outputs are replaced on some prompts."""
+        return self._replaced(removed, self._sources_for(removed), rows, ids)
 
     @contextmanager
     def _replaced(self, removed: list[Node], sources: dict[Node, Tensor], rows: slice, ids: Tensor) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool
@@ -15,6 +14,7 @@ from circuitkit.core.graph import Graph, Kind, Node
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
+from circuitkit.methods.guessing import Decision, Guesser
 
 DIRECTIONS = ("backward", "forward")
 
@@ -74,9 +74,9 @@ class IterativePruning(Method):
                 ahead = candidates[done : done + guesser.depth]
                 for decision in guesser.recall(ahead, history[order:]) or self._decide(engine, mask, ahead, guesser):
                     if not decision.kept:
-                        mask, score = graph.without(mask, [decision.node]), decision.score
+                        mask, score = graph.without(mask, [decision.candidate]), decision.score
                     size = int(mask.sum())
-                    on_step(Step(sweep, order, str(decision.node), decision.score, decision.kept, size, direction, len(candidates)))
+                    on_step(Step(sweep, order, str(decision.candidate), decision.score, decision.kept, size, direction, len(candidates)))
                     order, done = order + 1, done + 1
             sweep += 1
             if int(mask.sum()) == before:
@@ -86,69 +86,10 @@ class IterativePruning(Method):
     def _decide(self, engine: Engine, mask: Bool[Tensor, "node"], candidates: Sequence[Node], guesser: Guesser) -> list[Decision]:
         """Scores some candidates at once and returns those decisions whose guesses about earlier ones came true."""
         masks = torch.stack(guesser.masks(engine.graph, mask, candidates))
-        decisions = []
-        for node, trial, score in zip(candidates, masks, engine.percent(masks, base=mask).tolist(), strict=True):
-            if abs(score - 100 * self.threshold) <= engine.margin:
-                score = engine.certain(trial)
-            decisions.append(Decision(node, score, kept=not score > 100 * self.threshold))
-            if decisions[-1].kept == guesser.removing:
-                break
-        guesser.learn(decisions, len(candidates))
-        return decisions
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether a candidate stays, and the score without it."""
-
-    node: Node
-    score: float
-    kept: bool
-
-
-class Guesser:
-    """Guesses that the next decisions will be like the last one, and looks as far ahead as that proves right. Final.
-
-    Attributes:
-        depth: How many candidates to score at once.
-        removing: The guess: the next candidates will be removed.
-    """
-
-    def __init__(self, limit: int, *, removing: bool) -> None:
-        self._limit = limit
-        self.depth = min(2, limit)
-        self.removing = removing
-
-    def masks(self, graph: Graph, mask: Bool[Tensor, "node"], candidates: Sequence[Node]) -> list[Bool[Tensor, "node"]]:
-        """For each candidate the mask without it, were the guess right about those before it."""
-        if self.removing:
-            return [graph.without(mask, candidates[: place + 1]) for place in range(len(candidates))]
-        return [graph.without(mask, [node]) for node in candidates]
-
-    def recall(self, candidates: Sequence[Node], history: Sequence[Step]) -> list[Decision]:
-        """What scoring these candidates at once gave in an earlier process; nothing if that process did not get to its end.
-
-        Scores then have the same neighbours in every process, and are the same to the last bit.
-        """
-        decisions: list[Decision] = []
-        for node, step in zip(candidates, history, strict=False):
-            decisions.append(Decision(node, step.score, step.kept))
-            if step.kept == self.removing:
-                break
-        else:
-            if len(decisions) < len(candidates):
-                return []
-        self.learn(decisions, len(candidates))
-        return decisions
-
-    def learn(self, decisions: Sequence[Decision], asked: int) -> None:
-        """Looks twice as far after a run of right guesses, half as far after a wrong one, and then guesses the other way."""
-        right = sum(decision.kept != self.removing for decision in decisions)
-        if right == asked:
-            self.depth = min(2 * self.depth, self._limit)
-        else:
-            self.depth = max(1, min(self.depth // 2, self._limit))
-            self.removing = not decisions[-1].kept
+        scores = zip(masks, engine.percent(masks, base=mask).tolist(), strict=True)
+        close = engine.margin
+        sure = (engine.certain(trial) if abs(score - 100 * self.threshold) <= close else score for trial, score in scores)
+        return guesser.decide(candidates, sure, 100 * self.threshold)
 
 
 def candidates_in(graph: Graph, direction: str) -> list[Node]:

@@ -106,9 +106,9 @@ class Layer:
 
     def skip_projections(self, projections: Projections) -> None:
         """Does not compute queries, keys and values; these are used instead."""
-        if len(self._projections) == 1:
-            projections = (_fuse(projections, self._architecture.fused_by_head),)
-        for envoy, value in zip(self._projections, projections, strict=True):
+        fused = len(self._projections) == 1
+        values = [_fuse(projections, self._architecture.fused_by_head)] if fused else projections
+        for envoy, value in zip(self._projections, values, strict=True):
             envoy.skip(value.flatten(2))
 
     def skip_attention(self, out: Resid) -> None:
@@ -274,8 +274,8 @@ class HookedModel:
 
     def unembed(self, resid: Float[Tensor, "row kept d_model"]) -> Float[Tensor, "row kept d_vocab"]:
         """Logits of a residual stream behind the last layer, in the model's dtype: the final norm once, then the unembedding."""
-        ids = torch.zeros(resid.shape[:2], dtype=torch.long)
-        logits = self.run(ids, start=self.n_layers, resid=resid.contiguous(), keep=0)
+        ids = torch.zeros(resid.shape[:2], dtype=torch.long, device=self.device)
+        logits = self.run(ids, start=self.n_layers, resid=resid.contiguous(), keep=0, attention_mask=torch.ones_like(ids))
         assert logits is not None
         return logits
 

@@ -1,0 +1,166 @@
+"""A circuit's forward pass layer by layer, so that a reader of the residual stream can be given another stream than its neighbours.
+
+Inside one pass of a transformers model all heads of a layer read the same. Here attention alone runs in the model (through nnsight, with
+queries, keys and values given), and norms, projections, MLPs and sums are applied between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitkit.core.errors import ModelError
+from circuitkit.core.graph import Kind
+from circuitkit.engine.replacements import Replacements
+from circuitkit.models.hooked import Heads, HookedModel, Layer, Projections, Resid
+
+
+@dataclass
+class States:
+    """What flows in a circuit for some prompts, a list entry a layer.
+
+    Attributes:
+        resid: What enters the layers.
+        projections: Their queries, keys and values; None where no member of the circuit reads them.
+        z: What their heads give, after replacement.
+        mid: What the norms before the MLPs read.
+        mlp: What the MLPs add, after replacement.
+        final: What the final norm reads.
+    """
+
+    resid: list[Resid] = field(default_factory=list)
+    projections: list[Projections | None] = field(default_factory=list)
+    z: list[Heads] = field(default_factory=list)
+    mid: list[Resid] = field(default_factory=list)
+    mlp: list[Resid] = field(default_factory=list)
+    final: Resid | None = None
+
+
+class CircuitLayers:
+    """The layers of a model in which only a circuit's members compute and the others are replaced. Rows are copies x prompts. Final.
+
+    Args:
+        model: The model.
+        mask: The circuit.
+        replacements: For everything else.
+        skip: Whether replaced modules may be left uncomputed.
+
+    Attributes:
+        model: The model.
+        heads: For each layer, which heads are members.
+        mlps: For each layer, whether its MLP is a member.
+
+    Raises:
+        ModelError: What a head adds to the residual stream is not its own, because a norm mixes it with that of others.
+    """
+
+    def __init__(self, model: HookedModel, mask: Bool[Tensor, "node"], replacements: Replacements, *, skip: bool) -> None:
+        if not model.architecture.additive:
+            raise ModelError(
+                f"Edges need a model whose heads and MLPs add to the residual stream as they are, but {model.architecture.family} puts a "
+                "norm behind them, so that what a head adds depends on the others. Search nodes in it, or take another model."
+            )
+        self.model = model
+        members = model.graph.members(mask)
+        layers = range(model.n_layers)
+        self.heads = [[node.head for node in members if node.kind is Kind.HEAD and node.layer == layer] for layer in layers]
+        self.mlps = [any(node.kind is Kind.MLP and node.layer == layer for node in members) for layer in layers]
+        self._replacements = replacements
+        self.skip = skip
+
+    def states(self, ids: Tensor, rows: slice) -> States:
+        """Everything that flows in the circuit when it reads these tokens in the place of some prompts."""
+        found = States()
+        resid = self.model.embed(ids)
+        for layer in range(self.model.n_layers):
+            resid = resid.to(self.model.device_of(layer))
+            projections = self.projections(layer, resid)
+            z = self.z(layer, projections, rows, len(resid))
+            mid, attention = self.mid(layer, resid, z)
+            mlp = self.mlp(layer, mid, rows)
+            for part, value in (("resid", resid), ("projections", projections), ("z", z), ("mid", mid), ("mlp", mlp)):
+                getattr(found, part).append(value)
+            resid = self.summed(resid, attention, mlp)
+        found.final = resid
+        return found
+
+    def logits(self, layer: int, resid: Resid, rows: slice, z: Heads | None = None) -> Float[Tensor, "row d_vocab"]:
+        """Logits at the last position, float32, when ``resid`` enters a layer.
+
+        Args:
+            layer: The first layer to compute; the number of layers for none.
+            resid: What enters it.
+            rows: The prompts.
+            z: What the heads of that layer give; None to compute it.
+        """
+        for index in range(layer, self.model.n_layers):
+            resid = resid.to(self.model.device_of(index))
+            z = self.z(index, self.projections(index, resid), rows, len(resid)) if z is None else z
+            if index == self.model.n_layers - 1 and self.skip:  # later positions read earlier ones through attention alone
+                resid, z = resid[:, -1:], z[:, -1:]
+            mid, attention = self.mid(index, resid, z)
+            resid = self.summed(resid, attention, self.mlp(index, mid, rows))
+            z = None
+        return self.model.unembed(resid[:, -1:])[:, -1].float()
+
+    def projections(self, layer: int, resid: Resid) -> Projections | None:
+        """Queries, keys and values; None where nobody needs them."""
+        return self.model.queries_keys_values(layer, resid) if self.heads[layer] or not self.skip else None
+
+    def z(self, layer: int, projections: Projections | None, rows: slice, n_rows: int) -> Heads:
+        """What the heads of a layer give, after replacement."""
+        if projections is None:
+            value = self._replacements.heads(layer, None, rows)
+            return value.repeat(n_rows // len(value), 1, 1, 1)
+        return self.replaced(layer, self.attend(layer, projections), rows)
+
+    def attend(self, layer: int, projections: Projections) -> Heads:
+        """What the heads of a layer make of queries, keys and values."""
+        seen: list[Heads] = []
+
+        def visit(site: Layer) -> None:
+            site.skip_projections(projections)
+            seen.append(site.z)
+
+        n_rows, n_pos = projections[0].shape[:2]
+        blank = projections[0].new_zeros(()).expand(n_rows, n_pos, self.model.d_model)
+        self.model.run(torch.zeros(n_rows, n_pos, dtype=torch.long), visit, start=layer, resid=blank, stop=layer)
+        return seen[0]
+
+    def replaced(self, layer: int, z: Heads, rows: slice) -> Heads:
+        """Heads' outputs with those replaced that are no members."""
+        n_prompts = rows.stop - rows.start
+        keep = torch.zeros(self.model.n_heads, 1, dtype=torch.bool, device=z.device)
+        keep[self.heads[layer]] = True
+        if keep.all():
+            return z
+        z = z.unflatten(0, (-1, n_prompts))
+        return torch.where(keep, z, self._replacements.heads(layer, z, rows).to(z.device)).flatten(0, 1)
+
+    def mid(self, layer: int, resid: Resid, z: Heads) -> tuple[Resid, Resid]:
+        """What the norm before the MLP reads, and what the attention adds."""
+        attention = self.model.project(layer, z)
+        return (resid if self.model.is_parallel else resid + attention), attention
+
+    def mlp(self, layer: int, mid: Resid, rows: slice) -> Resid:
+        """What the MLP of a layer adds, after replacement."""
+        if self.mlps[layer]:
+            return self.model.mlp_from(layer, mid)
+        shape = (-1, rows.stop - rows.start)
+        out = None if self.skip else self.model.mlp_from(layer, mid).unflatten(0, shape)
+        value = self._replacements.mlp(layer, out, rows)[..., -mid.shape[1] :, :].to(mid.device)
+        return value.expand(mid.unflatten(0, shape).shape).flatten(0, 1)
+
+    def summed(self, resid: Resid, attention: Resid, mlp: Resid) -> Resid:
+        """What leaves a layer, summed in the order in which transformers does."""
+        return mlp + attention + resid if self.model.is_parallel else resid + attention + mlp
+
+    def share(self, layer: int, head: int, z: Float[Tensor, "row pos d_head"]) -> Resid:
+        """What one head adds to the residual stream, without the bias, in float32."""
+        alone = z.new_zeros(*z.shape[:-1], self.model.n_heads, self.model.d_head)
+        bias = self.model.project(layer, alone[:1, :1]).float()
+        alone[..., head, :] = z
+        return self.model.project(layer, alone).float() - bias

@@ -1,0 +1,257 @@
+"""The naive oracle for edges: whole forward passes with plain torch hooks, several a receiver. Slow, and written from the definition.
+
+It shares no code with ``packed_edges.py`` but the table of module paths, and it does not use nnsight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_graph import INPUT, PORTS
+from circuitkit.core.errors import ModelError
+from circuitkit.core.graph import Edge, Kind, Node
+from circuitkit.core.shapes import Logits, Values
+from circuitkit.engine.edges import EdgeEngine
+from circuitkit.engine.reference import ReferenceEngine
+
+
+@dataclass
+class Seen:
+    """What a forward pass showed.
+
+    Attributes:
+        z: Outputs of a layer's heads as they went on, a layer each.
+        mlp: Outputs of the MLPs likewise.
+        read: What the norm before a receiver was given: under ``("heads", layer)``, ``("mlp", layer)``, ``("logits", 0)``.
+        logits: At the last position, float32.
+    """
+
+    z: dict[int, Tensor] = field(default_factory=dict)
+    mlp: dict[int, Tensor] = field(default_factory=dict)
+    read: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    logits: Logits | None = None
+
+
+@dataclass
+class Given:
+    """What a forward pass is given in the place of what it would compute itself.
+
+    Attributes:
+        z: Outputs of single heads.
+        mlp: Outputs of MLPs.
+        embedding: What enters the first layer.
+        read: What the norm before a receiver is given; the residual stream goes on as it was.
+        ports: For a layer, what the norm before its queries, keys or values is given.
+    """
+
+    z: dict[Node, Tensor] = field(default_factory=dict)
+    mlp: dict[Node, Tensor] = field(default_factory=dict)
+    embedding: Tensor | None = None
+    read: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    ports: tuple[int, dict[str, Tensor]] | None = None
+
+
+class ReferenceEdges(EdgeEngine):
+    """Scores edges by the definition. Final.
+
+    Args:
+        engine: The naive engine for nodes.
+        circuit: The node circuit.
+        options: As for every edge engine.
+    """
+
+    def __init__(self, engine: ReferenceEngine, circuit: Circuit, **options: Any) -> None:
+        super().__init__(engine, circuit, **options)
+        model = engine.model
+        if not model.architecture.additive:
+            raise ModelError(f"{model.architecture.family} puts a norm behind its heads, so that an edge from one head is not defined.")
+        self._nodes = engine
+        self._removed = [node for node, kept in zip(engine.graph.nodes, self.mask.tolist(), strict=True) if not kept]
+
+    @property
+    def oracle(self) -> EdgeEngine:
+        return self
+
+    def alone(self, edges: Sequence[Edge]) -> Float[Tensor, "edge prompt"]:
+        for edge in edges:
+            self.graph.index(edge)
+        return self._values(self._patched, edges)
+
+    def score(self, masks: Bool[Tensor, "mask edge"]) -> Values:
+        return self._values(self._pruned, list(self.checked(masks)))
+
+    def _values(self, run: Callable[[Any], Seen], wanted: Sequence[Any]) -> Values:
+        values = torch.empty(len(wanted), len(self.engine.prompts))
+        for rows in self._nodes.slices():
+            self._rows = rows
+            self._clean = self._run(Given())
+            self._corrupt = self._run(Given(), self.engine.prompts.corrupt)
+            for place, each in enumerate(wanted):
+                logits = run(each).logits
+                assert logits is not None
+                values[place, rows] = self.engine.measure(logits[None], rows)[0]
+        return values
+
+    def _patched(self, edge: Edge) -> Seen:
+        """One edge: a pass with the sender corrupt and others frozen tells what the receiver reads; then a pass in which it reads that."""
+        frozen = Given(z={node: z for layer in self._clean.z for node, z in self._heads(self._clean, layer).items()})
+        if self.mlps == "freeze":
+            frozen.mlp = {Node.of_mlp(layer): out for layer, out in self._clean.mlp.items()}
+        if edge.src == INPUT:
+            frozen.embedding = self._corrupt.read["heads", 0]
+        elif edge.src.kind is Kind.HEAD:
+            frozen.z[edge.src] = self._heads(self._corrupt, edge.src.layer)[edge.src]
+        else:
+            frozen.mlp[edge.src] = self._corrupt.mlp[edge.src.layer]
+        read = self._run(frozen).read[_place(edge.dst)]
+        if edge.dst.kind is not Kind.HEAD:
+            return self._run(Given(read={_place(edge.dst): read}))
+        ports = dict.fromkeys(PORTS if edge.dst.port is None else (edge.dst.port,), read)
+        return self._run(Given(z=self._head_reading(edge.dst.component_of_port, ports, Given())))
+
+    def _pruned(self, mask: Bool[Tensor, "edge"]) -> Seen:
+        """A mask: receivers in causal order, each given what it reads when removed senders are as in the corrupt run."""
+        removed = [edge for edge, kept in zip(self.graph.edges, mask.tolist(), strict=True) if not kept]
+        given = Given()
+        for node in dict.fromkeys(edge.dst.component_of_port for edge in removed):
+            now = self._run(given)
+            ports: dict[str, Tensor] = {}
+            for edge in removed:
+                if edge.dst.component_of_port != node:
+                    continue
+                for port in PORTS if edge.dst.port is None else (edge.dst.port,):
+                    ports.setdefault(port, now.read[_place(node)])
+                    ports[port] = ports[port] + self._adds(edge.src, self._corrupt) - self._adds(edge.src, now)
+            if node.kind is Kind.HEAD:
+                given.z |= self._head_reading(node, ports, given)
+            else:
+                given.read[_place(node)] = ports["q"]  # a receiver without ports has the same for all three
+        return self._run(given)
+
+    def _head_reading(self, node: Node, ports: dict[str, Tensor], given: Given) -> dict[Node, Tensor]:
+        """What a head gives when its ports read something else. All heads of its layer then read that, and only this one is taken."""
+        seen = self._run(replace(given, ports=(node.layer, ports)))
+        return {node: self._heads(seen, node.layer)[node]}
+
+    def _adds(self, node: Node, seen: Seen) -> Tensor:
+        """What a sender adds to the residual stream; for a head up to a constant."""
+        if node == INPUT:
+            return seen.read["heads", 0]
+        if node.kind is Kind.MLP:
+            return seen.mlp[node.layer]
+        alone = torch.zeros_like(seen.z[node.layer])
+        alone[..., node.head, :] = seen.z[node.layer][..., node.head, :]
+        with torch.no_grad():
+            return self.engine.model.module(node.layer, "out_proj")(alone.flatten(-2))
+
+    def _heads(self, seen: Seen, layer: int) -> dict[Node, Tensor]:
+        return {Node.of_head(layer, head): z for head, z in enumerate(seen.z[layer].unbind(-2))}
+
+    # --- A forward pass with plain hooks ----------------------------------------------------------------------------------------------
+
+    def _run(self, given: Given, prompts: Tensor | None = None) -> Seen:
+        """One whole pass of the circuit, on the clean prompts if no others are given."""
+        seen, model = Seen(), self.engine.model
+        ids = (self.engine.prompts.clean if prompts is None else prompts)[self._rows]
+        with ExitStack() as stack:
+            # What is given comes after what the circuit replaces, and is recorded last.
+            stack.enter_context(self._nodes.replaced(self._removed, self._rows, ids))
+            for layer in range(model.n_layers):
+                stack.enter_context(self._layer(layer, given, seen))
+            final = model.hf.get_submodule(model.architecture.final_norm)
+            stack.enter_context(_before(final, self._reading(("logits", 0), given, seen)))
+            seen.logits = self._nodes.forward(ids)
+        return seen
+
+    @contextmanager
+    def _layer(self, layer: int, given: Given, seen: Seen) -> Iterator[None]:
+        model = self.engine.model
+
+        def enter(value: Tensor) -> Tensor:
+            return given.embedding if layer == 0 and given.embedding is not None else value
+
+        def heads(value: Tensor) -> Tensor:
+            z = value.unflatten(-1, (model.n_heads, -1)).clone()
+            for node, new in given.z.items():
+                if node.layer == layer:
+                    z[..., node.head, :] = new
+            seen.z[layer] = z
+            return z.flatten(-2)
+
+        def mlp(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+            seen.mlp[layer] = given.mlp.get(Node.of_mlp(layer), out)
+            return seen.mlp[layer]
+
+        block = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}")
+        norm = model.module(layer, "attention_norm")
+        with ExitStack() as stack:
+            stack.enter_context(_before(block, enter))
+            stack.enter_context(_before(norm, self._reading(("heads", layer), given, seen)))
+            stack.enter_context(_before(model.module(layer, "out_proj"), heads))
+            stack.enter_context(_before(model.module(layer, "mlp_norm"), self._reading(("mlp", layer), given, seen)))
+            handles = [model.module(layer, "mlp").register_forward_hook(mlp)]
+            if given.ports is not None and given.ports[0] == layer:
+                for path in model.architecture.query_key_value:
+                    handles.append(block.get_submodule(path).register_forward_hook(self._port_hook(path, norm, given.ports[1])))
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    def _reading(self, place: tuple[str, int], given: Given, seen: Seen) -> Callable[[Tensor], Tensor]:
+        def read(value: Tensor) -> Tensor:
+            seen.read.setdefault(place, value)  # a norm that a hook calls by hand comes later
+            return given.read.get(place, value)
+
+        return read
+
+    def _port_hook(self, path: str, norm: nn.Module, ports: dict[str, Tensor]) -> Any:
+        """A hook on a projection that gives what it makes of other streams."""
+        architecture, n_heads = self.engine.model.architecture, self.engine.model.n_heads
+        paths = architecture.query_key_value
+
+        def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+            new = {port: module.forward(norm.forward(read)) for port, read in ports.items()}
+            if len(paths) == 3:
+                return new.get(PORTS[paths.index(path)], out)
+            if architecture.fused_by_head:
+                out = out.unflatten(-1, (n_heads, 3, -1)).clone()
+                for port, value in new.items():
+                    out[..., PORTS.index(port), :] = value.unflatten(-1, (n_heads, 3, -1))[..., PORTS.index(port), :]
+                return out.flatten(-3)
+            parts = list(out.chunk(3, -1))
+            for port, value in new.items():
+                parts[PORTS.index(port)] = value.chunk(3, -1)[PORTS.index(port)]
+            return torch.cat(parts, -1)
+
+        return hook
+
+
+def _place(node: Node) -> tuple[str, int]:
+    kinds = {Kind.HEAD: "heads", Kind.MLP: "mlp"}
+    return (kinds[node.kind], node.layer) if node.kind in kinds else ("logits", 0)
+
+
+@contextmanager
+def _before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context a module is given a changed input."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
