@@ -1,0 +1,42 @@
+"""The job that looks at every part, as a user types it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.findings import Finding
+from circuitkit.core.graph import Node
+
+pytestmark = pytest.mark.slow
+
+
+def circuitkit(*args, cwd):
+    command = [sys.executable, "-m", "circuitkit.cli", *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ, timeout=600)
+
+
+def test_it_writes_a_finding_and_marks_the_circuit(tmp_path):
+    Circuit((Node.parse("a0.h1"), Node.parse("m3")), 4, 8, model="tiny_gpt2").save(tmp_path / "circuit.json")
+    done = circuitkit("job=roles", "task.n=8", "dir=here", "circuit=circuit.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    finding = Finding.load(tmp_path / "here/roles.json")
+    assert finding.title == "Roles in tiny_gpt2 on months" and finding.body["task"] == "months"
+    assert list(finding.body["patterns"]) == ["a0.h1"] and finding.body["skipped"] == {}
+    assert {"settings", "seed", "model", "prompts_hash", "versions"} <= set(finding.provenance)
+    assert finding.provenance["settings"]["task"]["n"] == 8 and len(finding.provenance["model"]["fingerprint"]) == 64
+    assert "a0.h1*" in done.stdout and "m3* +" in done.stdout and "here/roles.json" in done.stdout
+    lens = finding.body["logit_lens"]
+    assert lens["answer_top1"][-1] == 1.0 and lens["n"] == 24, "prompts that the model can do"
+    assert sum(lens["switch"].values()) == 24
+    assert json.loads((tmp_path / "here/roles.json").read_text())["kind"] == "roles"
+
+
+def test_a_circuit_of_another_model_is_refused_in_a_sentence(tmp_path):
+    Circuit((Node.parse("m0"),), 2, 2, model="other").save(tmp_path / "circuit.json")
+    done = circuitkit("job=roles", "task.n=2", "circuit=circuit.json", cwd=tmp_path)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "This circuit was found in other with 2 layers x 2 heads" in done.stderr
