@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,8 @@ log = logging.getLogger("circuitkit")
 
 USER_ERROR, CONFIG_ERROR, OUR_BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
 
+_FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
 _failures: list[Exception] = []  # of the jobs of this process, already reported
 
 
@@ -29,9 +32,19 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, treated like Ctrl-C: the run is marked as interrupted and its files are closed."""
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    debug = "debug=true" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script.
+
+    Args:
+        arguments: Of the command line; those of the process if None. Given ones make a command in a process that goes on after it.
+
+    Raises:
+        SystemExit: The command failed, which it has said.
+    """
+    if arguments is not None:
+        sys.argv[1:] = arguments
+        _failures.clear()
+    debug = "debug=true" in sys.argv or _FULL_ERROR
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that every error is worded here
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -118,10 +118,8 @@ def find(
 
 
 def load(config: DictConfig) -> HookedModel:
-    """Loads the model that the configuration names. Jobs of a sweep that share a process share the model."""
-    if outcome.in_sweep():
-        return SHELF.take(OmegaConf.to_yaml(config.model, resolve=True), lambda: build(config.model, HookedModel))
-    return build(config.model, HookedModel)
+    """Loads the model that the configuration names. Jobs that share a process share the model."""
+    return SHELF.take(OmegaConf.to_yaml(config.model, resolve=True), lambda: build(config.model, HookedModel))
 
 
 def loggers(config: DictConfig) -> list[Logger]:
