@@ -19,7 +19,7 @@ from circuitkit.engine.reference import ReferenceEngine
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean
 
-TABLES = ("knockout", "search", "overhead", "packing", "positions", "gpu")
+TABLES = ("knockout", "search", "edges", "overhead", "packing", "positions", "gpu")
 
 
 @pytest.fixture(autouse=True)
