@@ -126,10 +126,12 @@ def in_words(error: Exception) -> UserError | None:
         own = own.__context__
     if isinstance(own, UserError):
         return own
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         remedy = "More come with `pip install circuitkit-nnsight[sweep]`." if group in _FROM_EXTRAS else ""
-        return ConfigError(unknown_choice(group or "configuration", name, error.options, remedy))
+        # Hydra does not say what a list of choices can hold.
+        options = [path.stem for path in (conf_dir() / group).glob("*.yaml")] if error.options is None else error.options
+        return ConfigError(unknown_choice(group, name, options, remedy))
     if isinstance(error, OverrideParseException):
         found = error.override or ""
         return ConfigError(

@@ -88,5 +88,11 @@ def _common_length(found: Sequence[tuple[str, int]]) -> int:
 
 def _one_token(encoder: Encoder, fillers: Collection[str]) -> list[str]:
     apart = [filler for filler in dict.fromkeys(fillers) if filler.casefold() not in _MEMBERS]
-    added = encoder.added(".", [" " + filler for filler in apart])
-    return [filler for filler, tokens in zip(apart, added, strict=True) if len(tokens) == 1 and encoder.knows(tokens)]
+    return one_token(encoder, ".", apart)
+
+
+def one_token(encoder: Encoder, text: str, choices: Sequence[str], gap: str = " ") -> list[str]:
+    """The words that add exactly one token, a known one, when they are appended to a text behind a gap, and leave its own tokens alone."""
+    (base,) = encoder.ids([text])
+    rows = encoder.ids([text + gap + word for word in choices])
+    return [word for word, row in zip(choices, rows, strict=True) if row[:-1] == base and encoder.knows(row[-1:])]

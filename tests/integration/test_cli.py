@@ -13,6 +13,9 @@ import time
 import pytest
 import yaml
 
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.findings import Finding
+
 SMALL = ["task.n=4", "method.max_sweeps=1", "logger=jsonl"]  # a whole run, as short as it gets
 
 
@@ -52,7 +55,7 @@ def test_list_shows_everything_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "job=list"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     groups = re.findall(r"^(\w+)=$", done.stdout, re.MULTILINE)
-    assert groups == ["job", "model", "task", "patcher", "metric", "method", "engine", "callback", "logger", "sweep"]
+    assert groups == ["job", "model", "task", "question", "patcher", "metric", "method", "engine", "callback", "logger", "sweep"]
     lines = [line for line in done.stdout.splitlines() if line.startswith("  ")]
     assert all(len(line.split()) > 2 for line in lines), "each choice says what it is"
     for name in ("find", "tiny_llama", "gpt2_xl", "numwords", "mean", "kl", "knockout", "reference", "wandb"):
@@ -147,9 +150,12 @@ def test_compare(finished):
     assert "1.00" in done.stdout
     assert not (folder / "compare.json").exists()
     done = circuitkit("job=compare", f"circuits=[{circuit},{other}]", "dir=both", cwd=folder)
-    found = json.loads((folder / "both/compare.json").read_text())
-    assert found["pairs"] == [{"a": "a", "b": "b", "shared": len(found["shared_by_all"]), "jaccard": 1.0}]
+    found = Finding.load(folder / "both/compare.json").body
+    (pair,) = found["pairs"]
+    assert 0 < pair.pop("p_value") < 1
+    assert pair == {"a": "a", "b": "b", "shared": len(found["shared_by_all"]), "jaccard": 1.0, "containment": 1.0}
     assert found["shared_by_all"] == json.loads(circuit.read_text())["nodes"]
+    assert Circuit.load(folder / "both/shared.json").nodes == Circuit.load(circuit).nodes
 
 
 def test_compare_refuses_a_circuit_cut_in_half(finished):
@@ -216,7 +222,7 @@ def test_a_stopped_run_says_so(stop, code, tmp_path):
 def test_the_demo(tmp_path):
     done = circuitkit("job=demo", "dir=demo", *SMALL[:2], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "demo/compare.json").read_text())
+    found = Finding.load(tmp_path / "demo/compare.json").body
     assert list(found["circuits"]) == ["numerals", "numwords", "months"]
     assert len(found["pairs"]) == 3
     for task in found["circuits"]:

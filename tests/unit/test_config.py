@@ -24,10 +24,15 @@ BASES = {"task": Task, "patcher": Patcher, "metric": Metric, "method": Method, "
 
 # What a file cannot be built without.
 NEEDS = {
+    "method/edge_pruning": ["method.circuit=a.json"],
     "method/random_circuit": ["method.n_heads=3", "method.n_mlps=1"],
     "task/from_file": ["task.path={tmp}/prompts.jsonl"],
     "model/local": ["model.path={tmp}"],
     "job/compare": ["circuits=[a.json,b.json]"],
+    "job/cross_task": ["circuits=[a.json]"],
+    "job/evaluate": ["circuit=a.json"],
+    "job/report": ["run=runs/demo"],
+    "job/transfer": ["sets={{a: a.json}}"],
 }
 PROMPT = '{"clean": "a b", "corrupt": "a c", "answer": " c", "wrong": " d"}\n'
 
@@ -50,6 +55,8 @@ def composed(*overrides):
 def overrides_for(name, tmp_path):
     (tmp_path / "prompts.jsonl").write_text(PROMPT)
     group, _, choice = name.partition("/")
+    if group == "question":  # no other job asks any
+        return [*overrides_for("job/transfer", tmp_path), f"question={choice}"]
     return [f"{group}={choice}", *(need.format(tmp=tmp_path) for need in NEEDS.get(name, ()))]
 
 

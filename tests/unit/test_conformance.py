@@ -11,9 +11,10 @@ from models_for_tests import PATCHERS, Flipped, Halfway, planted_model, planted_
 
 from circuitkit import callbacks, loggers, methods, metrics, patchers, tasks
 from circuitkit.callbacks import Callback, NanGuard, Progress
+from circuitkit.core.circuit import Circuit
 from circuitkit.engine.packed import PackedEngine
 from circuitkit.loggers import JsonlLogger
-from circuitkit.methods import IterativePruning, Knockout, Method, RandomCircuit
+from circuitkit.methods import EdgePruning, IterativePruning, Knockout, Method, RandomCircuit
 from circuitkit.metrics import KL, Accuracy, AnswerRank, LogitDiff, Metric, ProbDiff
 from circuitkit.patchers import Mean, Patcher, Resample, Zero
 from circuitkit.testing import (
@@ -45,6 +46,11 @@ class TestMetrics(MetricConformance):
         raise NotImplementedError
 
 
+def _some_of(model):
+    """A circuit of a few of its nodes."""
+    return Circuit.of(model.graph, torch.arange(len(model.graph)) % 3 > 0)
+
+
 class TestMethods(MethodConformance):
     @pytest.fixture(
         autouse=True,
@@ -53,8 +59,10 @@ class TestMethods(MethodConformance):
             lambda: IterativePruning(0.5, order="forward", max_sweeps=1, keep=["m3"], speculate=False),
             Knockout,
             lambda: RandomCircuit(n_heads=3, n_mlps=2, draws=4),
+            lambda: EdgePruning(_some_of(planted_model())),
+            lambda: EdgePruning(_some_of(planted_model()), rule="cumulative", split=False),
         ],
-        ids=["pruning", "pruning_forward", "knockout", "random"],
+        ids=["pruning", "pruning_forward", "knockout", "random", "edges", "edges_cumulative"],
     )
     def _each(self, request):
         self.make = request.param
@@ -121,7 +129,7 @@ def test_every_built_in_is_among_these():
 
     assert classes(patchers, Patcher) == {"Zero", "Mean", "Resample"}
     assert classes(metrics, Metric) == {"LogitDiff", "ProbDiff", "KL", "Accuracy", "AnswerRank"}
-    assert classes(methods, Method) == {"IterativePruning", "Knockout", "RandomCircuit"}
+    assert classes(methods, Method) == {"EdgePruning", "IterativePruning", "Knockout", "RandomCircuit"}
     assert classes(callbacks, Callback) == {"Journal", "NanGuard", "Progress"}  # test_journal.py has the first
     tested_in_integration = {"WandbLogger", "MlflowLogger", "TensorBoardLogger"}
     assert classes(loggers, loggers.Logger) - {"LoggerGroup"} == {"JsonlLogger", *tested_in_integration}

@@ -1,0 +1,122 @@
+"""Every circuit on every task's prompts, with controls."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.errors import ConfigError
+from circuitkit.core.findings import Finding
+from circuitkit.engine.base import Engine
+from circuitkit.evaluation.bootstrap import resampled
+from circuitkit.evaluation.controls import random_sets
+from circuitkit.evaluation.scoring import NamedMasks, measured, member_mask
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    circuit: Circuit
+    is_control: bool = False
+    is_random: bool = False
+
+    def size(self, draws: int) -> int:
+        """How many masks it stands for."""
+        return draws if self.is_random else 1
+
+
+def cross_task(
+    engines: Iterable[tuple[str, Engine]],
+    circuits: Mapping[str, Circuit],
+    *,
+    controls: Mapping[str, Circuit] | None = None,
+    draws: int = 20,
+    seed: int = 0,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    provenance: Mapping[str, Any] | None = None,
+) -> Finding:
+    """Scores every circuit on every task, in % of the untouched model on that task.
+
+    Random circuits of each circuit's size are a control of their own: their row holds the mean over the draws, whose scores are in
+    ``random_scores``.
+
+    Source: "Towards Interpretable Sequence Continuation" (arXiv 2311.04131), each circuit on each task's prompts.
+
+    Args:
+        engines: Task names with engines on their prompts, all of one model. Taken one after the other, so they can be made when they are
+            asked for.
+        circuits: By label.
+        controls: Circuits of something else, such as a published one, by label.
+        draws: Random circuits of each circuit's size; 0 for none.
+        seed: Of the draws.
+        resamples: Of the bootstrap.
+        confidence: Of the intervals.
+        provenance: Settings, versions and hashes to keep with the result.
+
+    Returns:
+        A finding of kind ``cross_task``. Its rows, named in ``circuits``, are the circuits and then the controls, which ``controls``
+        names once more.
+
+    Raises:
+        CircuitError: A circuit is empty, of edges, or of another model.
+        ConfigError: No circuit or task, a label given twice, less than no draws, or less than one resample.
+        MeasurementError: The model cannot do one of the tasks, or a score is not finite.
+    """
+    rows = _rows(circuits, controls or {}, draws)
+    columns, n_prompts, random_scores, model = [], {}, {}, ""
+    for task, engine in engines:
+        masks = _masks(engine, rows, draws, seed)
+        values = measured(engine, [NamedMasks(masks)])
+        draws_of = {row.label: torch.stack([values[row.label, place] for place in range(row.size(draws))]) for row in rows}
+        table = torch.stack([each.mean(0) for each in draws_of.values()])
+        columns.append(resampled(engine.baseline(), table, resamples=resamples, confidence=confidence, seed=seed))
+        random_scores[task] = {row.label: engine.baseline().percent(draws_of[row.label]).tolist() for row in rows if row.is_random}
+        n_prompts[task], model = len(engine.prompts), engine.model.name
+    if not columns:
+        raise ConfigError("tasks is empty. Name at least one task.")
+    body = {
+        "model": model,
+        "circuits": [row.label for row in rows],
+        "controls": [row.label for row in rows if row.is_control],
+        "tasks": list(n_prompts),
+        "percent": [[column.interval(place).plain() for column in columns] for place in range(len(rows))],
+        "n_prompts": n_prompts,
+        "members": {row.label: [] if row.is_random else list(row.circuit.names) for row in rows},
+        "random_scores": random_scores,
+        "draws": draws,
+        "confidence": confidence,
+        "resamples": resamples,
+    }
+    return Finding("cross_task", f"Each circuit on each task in {model}", body, provenance or {})
+
+
+def _rows(circuits: Mapping[str, Circuit], controls: Mapping[str, Circuit], draws: int) -> list[_Row]:
+    if not circuits or draws < 0:
+        raise ConfigError(f"Expected at least one circuit and draws of 0 or more, found {len(circuits)} circuits and draws={draws}.")
+    rows = [_Row(label, circuit) for label, circuit in circuits.items()]
+    rows += [_Row(label, circuit, is_control=True) for label, circuit in controls.items()]
+    if draws:
+        rows += [_Row(f"random like {label}", circuit, is_control=True, is_random=True) for label, circuit in circuits.items()]
+    labels = [row.label for row in rows]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ConfigError(f"{', '.join(twice)} is the label of several circuits. Give each circuit and each control a name of its own.")
+    return rows
+
+
+def _masks(engine: Engine, rows: Sequence[_Row], draws: int, seed: int) -> dict[Hashable, Bool[Tensor, "node"]]:
+    """The masks of each row, by label and number: one, or as many as there are draws."""
+    masks: dict[Hashable, Bool[Tensor, "node"]] = {}
+    for row in rows:
+        kept = member_mask(engine, row.circuit, row.label)
+        drawn = random_sets(engine.graph, row.circuit, draws=draws, seed=seed) if row.is_random else []
+        each = [engine.graph.mask(nodes) for nodes in drawn] if row.is_random else [kept]
+        masks |= {(row.label, place): mask for place, mask in enumerate(each)}
+    return masks

@@ -1,0 +1,168 @@
+"""How much of the model's performance a circuit has, what each member is worth, and how random circuits of its size do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.errors import ConfigError
+from circuitkit.core.findings import Finding
+from circuitkit.core.graph import Graph, Kind, Node
+from circuitkit.engine.base import Engine
+from circuitkit.evaluation.controls import random_sets
+from circuitkit.evaluation.scoring import NamedMasks, NamedScores, measured, member_mask, scored
+
+_CIRCUIT = "circuit"
+
+
+@dataclass(frozen=True)
+class _RemovedSet:
+    """A set that is removed from the model at once, with random sets of its size."""
+
+    label: str
+    nodes: tuple[Node, ...]
+    controls: list[tuple[Node, ...]]
+
+
+def evaluate(
+    engine: Engine,
+    circuit: Circuit,
+    *,
+    label: str = "circuit",
+    task: str = "",
+    shared: Circuit | None = None,
+    draws: int = 20,
+    seed: int = 0,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    provenance: Mapping[str, Any] | None = None,
+) -> Finding:
+    """Evaluates a circuit on an engine's prompts.
+
+    All scores are in % of the untouched model. Intervals are bootstraps over prompts; all masks see the same resamples. The random heads'
+    mean drop counts gains as 0. ``share_as_good`` of the random circuits is (1 + number at least as good) / (1 + draws), so it is never 0.
+    Each set that is removed at once is followed by the mean over random sets with as many heads and MLPs, which avoid the set as far as the
+    model has others; ``share_as_bad`` is (1 + number of them that leave no more) / (1 + draws).
+
+    Source: "Towards Interpretable Sequence Continuation" (arXiv 2311.04131), importance of components and random baselines.
+
+    Args:
+        engine: Scores masks; its graph is that of whole components.
+        circuit: What to evaluate.
+        label: Of the circuit, for people.
+        task: Name of the task that the prompts are of.
+        shared: A second set to remove at once from the full model, such as what several circuits share.
+        draws: Random circuits, and random sets for each set that is removed.
+        seed: Of all draws.
+        resamples: Of the bootstrap.
+        confidence: Of the intervals.
+        provenance: Settings, versions and hashes to keep with the result.
+
+    Returns:
+        A finding of kind ``evaluation``.
+
+    Raises:
+        CircuitError: The circuit, or the shared set, is empty, of edges, or of another model.
+        ConfigError: Less than one draw or resample, or a confidence outside of (0, 1).
+        MeasurementError: The model cannot do the task, or a score is not finite.
+    """
+    if draws < 1:
+        raise ConfigError(f"draws must be at least 1, found {draws}.")
+    graph, full, kept = engine.graph, engine.graph.full(), member_mask(engine, circuit, label)
+    if shared is not None:
+        member_mask(engine, shared, "of the shared set")
+    sets = _removed_sets(graph, circuit, label, shared, draws, seed)
+    random_circuits = random_sets(graph, circuit, draws=draws, seed=seed)
+    alone = [node for node in graph.nodes if node.kind is Kind.HEAD or node in circuit]
+    groups = [
+        NamedMasks({_CIRCUIT: kept} | {("circuit without", node): graph.without(kept, [node]) for node in circuit.nodes}, kept),
+        NamedMasks(
+            {("model without", node): graph.without(full, [node]) for node in alone}
+            | {("set", each.label): graph.without(full, each.nodes) for each in sets}
+            | {("control", each.label, draw): graph.without(full, nodes) for each in sets for draw, nodes in enumerate(each.controls)},
+            full,
+        ),
+        NamedMasks({("random circuit", draw): graph.mask(nodes) for draw, nodes in enumerate(random_circuits)}),
+    ]
+    found = measured(engine, groups)
+    found |= {("control", each.label): torch.stack([found["control", each.label, draw] for draw in range(draws)]).mean(0) for each in sets}
+    scores = scored(engine, found, resamples=resamples, confidence=confidence, seed=seed)
+    body = {
+        "circuit": {"label": label, "nodes": list(circuit.names), "n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)},
+        "task": task,
+        "model": engine.model.name,
+        **_measure(engine),
+        "score": scores.interval(_CIRCUIT).plain(),
+        "confidence": confidence,
+        "resamples": resamples,
+        "prompts": _prompts(engine, scores),
+        "removed_from_circuit": {str(node): _removed(scores, ("circuit without", node), _CIRCUIT) for node in circuit.nodes},
+        "removed_from_model": {str(node): _removed(scores, ("model without", node)) for node in circuit.nodes},
+        "random_head": _random_head(scores, graph),
+        "random_circuits": _random_circuits(scores, draws, engine.margin),
+        "sets_removed_from_model": [entry for each in sets for entry in _removed_set(scores, each, engine.margin)],
+    }
+    return Finding("evaluation", f"{label} on {task or 'its prompts'} in {engine.model.name}", body, provenance or {})
+
+
+def _removed_sets(graph: Graph, circuit: Circuit, label: str, shared: Circuit | None, draws: int, seed: int) -> list[_RemovedSet]:
+    """The circuit and the shared set, and the heads of each alone, because most sets hold nearly all MLPs."""
+    whole = {label: circuit} | ({"the shared set": shared} if shared is not None else {})
+    heads = {f"{name}, heads only": replace(each, nodes=each.heads) for name, each in whole.items() if each.heads and each.mlps}
+    return [
+        _RemovedSet(name, each.nodes, random_sets(graph, each, draws=draws, seed=seed, avoid=each.nodes))
+        for name, each in (whole | heads).items()
+    ]
+
+
+def _measure(engine: Engine) -> dict[str, Any]:
+    baseline = engine.baseline()
+    return {
+        "metric": engine.metric.name,
+        "unit": baseline.unit,
+        "n_prompts": len(engine.prompts),
+        "clean_mean": baseline.clean.double().mean().item(),
+        "patched_mean": baseline.patched.double().mean().item(),
+    }
+
+
+def _prompts(engine: Engine, scores: NamedScores) -> list[dict[str, Any]]:
+    prompts, clean = engine.prompts, engine.baseline().clean.tolist()
+    texts = [item.clean for item in prompts.items] or [f"prompt {row}" for row in range(len(prompts))]
+    groups = [prompts.group_names[group] for group in prompts.groups.tolist()]
+    rows = zip(texts, groups, clean, scores.prompts(_CIRCUIT).tolist(), strict=True)
+    return [{"text": text, "group": group, "clean": whole, "circuit": part} for text, group, whole, part in rows]
+
+
+def _removed(scores: NamedScores, key: object, reference: object | None = None) -> dict[str, float | None]:
+    drop = scores.drop(key, reference)
+    return scores.interval(key).plain() | {"drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
+
+
+def _random_head(scores: NamedScores, graph: Graph) -> dict[str, Any]:
+    drops = {str(node): scores.drop(("model without", node)).value for node in graph.nodes if node.kind is Kind.HEAD}
+    return {"mean_drop": sum(max(0.0, drop) for drop in drops.values()) / len(drops), "n": len(drops), "drops": drops}
+
+
+def _random_circuits(scores: NamedScores, draws: int, margin: float) -> dict[str, Any]:
+    found = [scores.percent(("random circuit", draw)) for draw in range(draws)]
+    as_good = sum(score >= scores.percent(_CIRCUIT) - margin for score in found)  # equal but for rounding is as good
+    return {"scores": found, "mean": sum(found) / draws, "share_as_good": (1 + as_good) / (1 + draws)}
+
+
+def _removed_set(scores: NamedScores, each: _RemovedSet, margin: float) -> list[dict[str, Any]]:
+    """The set, and as one more entry the mean over its controls."""
+    score, draws = scores.percent(("set", each.label)), len(each.controls)
+    controls = [scores.percent(("control", each.label, draw)) for draw in range(draws)]
+    as_bad = (1 + sum(control <= score + margin for control in controls)) / (1 + draws)
+    interval = scores.interval(("set", each.label)).plain()
+    mean = scores.interval(("control", each.label)).plain()
+    names = [str(node) for node in each.nodes]
+    return [
+        {"label": each.label, "nodes": names, "score": interval, "control_of": None, "share_as_bad": as_bad},
+        {"label": f"random like {each.label}", "nodes": [], "score": mean, "control_of": each.label, "scores": controls},
+    ]

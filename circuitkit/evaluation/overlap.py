@@ -1,0 +1,94 @@
+"""What circuits of one model share, and whether that is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import reduce
+from itertools import combinations
+from math import comb
+from operator import and_, or_
+from typing import Any
+
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.errors import CircuitError
+from circuitkit.core.findings import Finding
+
+
+def shared_by_all(circuits: Mapping[str, Circuit]) -> Circuit:
+    """The sub-circuit that all circuits have, which may be empty; its score was not measured.
+
+    Raises:
+        CircuitError: No circuit, or circuits of different models or levels.
+    """
+    return reduce(and_, _some(circuits))
+
+
+def union(circuits: Mapping[str, Circuit]) -> Circuit:
+    """All that any of the circuits has. Raises as ``shared_by_all``."""
+    return reduce(or_, _some(circuits))
+
+
+def containment(a: Circuit, b: Circuit) -> float | None:
+    """Number of shared members over the size of the smaller circuit: 1.0 where one lies within the other; None if one is empty."""
+    smaller = min(len(a), len(b))
+    return len(a & b) / smaller if smaller else None
+
+
+def p_value(a: Circuit, b: Circuit) -> float | None:
+    """Probability that two random circuits with as many heads and as many MLPs each share at least as many members as these do.
+
+    Heads and MLPs are drawn apart and without replacement, so each count is hypergeometric and their sum a convolution; exact.
+    None for circuits whose members cover only some positions, because what they are drawn from is not known.
+    """
+    if any(node.span is not None for node in (*a.nodes, *b.nodes)):
+        return None
+    n_shared = len(a & b)
+    by_heads = _shared_counts(a.n_layers * a.n_heads, len(a.heads), len(b.heads))
+    by_mlps = _shared_counts(a.n_layers, len(a.mlps), len(b.mlps))
+    ways = sum(x * y for i, x in enumerate(by_heads) for j, y in enumerate(by_mlps) if i + j >= n_shared)
+    return float(Fraction(ways, sum(by_heads) * sum(by_mlps)))
+
+
+def compare(circuits: Mapping[str, Circuit], provenance: Mapping[str, Any] | None = None) -> Finding:
+    """Sizes, the overlap of each pair, and what all of them share.
+
+    Args:
+        circuits: At least two, by label.
+        provenance: Settings and versions to keep with the result.
+
+    Returns:
+        A finding of kind ``compare``.
+
+    Raises:
+        CircuitError: Circuits of different models or levels, or fewer than two.
+    """
+    if len(circuits) < 2:
+        raise CircuitError(f"A comparison needs at least two circuits, found {len(circuits)}.")
+    shared, every = shared_by_all(circuits), union(circuits)
+    body = {
+        "circuits": {
+            label: {"model": each.model, "heads": len(each.heads), "mlps": len(each.mlps), "score": each.score, "nodes": list(each.names)}
+            for label, each in circuits.items()
+        },
+        "pairs": [{"a": a, "b": b, **_pair(circuits[a], circuits[b])} for a, b in combinations(circuits, 2)],
+        "shared_by_all": list(shared.names),
+        "union": list(every.names),
+        "universe": {"heads": every.n_layers * every.n_heads, "mlps": every.n_layers},
+    }
+    return Finding("compare", f"What {', '.join(circuits)} share in {every.model}", body, provenance or {})
+
+
+def _pair(a: Circuit, b: Circuit) -> dict[str, float | None]:
+    return {"shared": len(a & b), "jaccard": a.jaccard(b), "containment": containment(a, b), "p_value": p_value(a, b)}
+
+
+def _shared_counts(universe: int, a: int, b: int) -> list[int]:
+    """For each number of shared members, in how many ways a set of size b can share so many with a given one of size a."""
+    return [comb(a, shared) * comb(universe - a, b - shared) for shared in range(min(a, b) + 1)]
+
+
+def _some(circuits: Mapping[str, Circuit]) -> list[Circuit]:
+    if not circuits:
+        raise CircuitError("There is no circuit to combine. Give at least one.")
+    return list(circuits.values())

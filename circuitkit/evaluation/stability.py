@@ -1,0 +1,113 @@
+"""Which components a search finds again when its corruption, seed, order or threshold changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.errors import ConfigError
+from circuitkit.core.findings import Finding
+
+FACTORS = ("corruption", "seed", "order", "threshold")
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """A circuit with what its search was run with.
+
+    Attributes:
+        circuit: What was found.
+        corruption: Name of the corruption; None, as for the others, where the search has no such setting.
+        seed: Of the prompts.
+        order: Direction of the first sweep.
+        threshold: Share of the score that had to be left.
+    """
+
+    circuit: Circuit
+    corruption: str | None = None
+    seed: int | None = None
+    order: str | None = None
+    threshold: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Its settings as a short name, which can be that of a folder."""
+        seed = None if self.seed is None else f"seed{self.seed}"
+        threshold = None if self.threshold is None else f"{self.threshold:g}"
+        return "-".join(part for part in (self.corruption, seed, self.order, threshold) if part is not None) or "run"
+
+    def setting(self, *factors: str) -> tuple[Any, ...]:
+        """The values of these factors."""
+        return tuple(getattr(self, factor) for factor in factors)
+
+
+def stability(runs: Sequence[SearchRun], *, task: str = "", provenance: Mapping[str, Any] | None = None) -> Finding:
+    """What the runs have in common.
+
+    ``survive_all`` are the nodes of every run; ``survive_corruptions`` those of every run that differs from the first one in its corruption
+    alone. ``mean_jaccard`` is over the pairs that differ in just that factor, and over all pairs; null where there is no such pair.
+
+    Args:
+        runs: The first one holds the reference settings.
+        task: Name of the task, for people.
+        provenance: Settings, versions and hashes to keep with the result.
+
+    Returns:
+        A finding of kind ``stability``.
+
+    Raises:
+        ConfigError: No runs, or two with the same settings.
+        CircuitError: Circuits of different models or levels.
+    """
+    labels = [run.label for run in runs]
+    if not runs or len(set(labels)) < len(labels):
+        raise ConfigError(f"Expected at least one run, each with settings of its own; found {', '.join(labels) or 'none'}.")
+    first = runs[0].circuit
+    nodes = [node for run in runs for node in run.circuit.names]
+    every = _ordered(runs, set(nodes))
+    body = {
+        "task": task,
+        "model": first.model,
+        "runs": [_row(run) for run in runs],
+        "nodes": {node: {"share": nodes.count(node) / len(runs)} for node in every},
+        "survive_all": [node for node in every if nodes.count(node) == len(runs)],
+        "survive_corruptions": _survivors(runs, every, "corruption"),
+        "mean_jaccard": {
+            "all": _mean_jaccard(runs, lambda a, b: True),
+            **{factor: _mean_jaccard(runs, _only(factor)) for factor in FACTORS},
+        },
+    }
+    title = f"What the circuits of {len(runs)} searches for {task or 'the task'} have in common"
+    return Finding("stability", title, body, provenance or {})
+
+
+def _row(run: SearchRun) -> dict[str, Any]:
+    settings = {factor: getattr(run, factor) for factor in FACTORS}
+    return {"label": run.label, **settings, "score": run.circuit.score, "nodes": list(run.circuit.names)}
+
+
+def _ordered(runs: Sequence[SearchRun], names: set[str]) -> list[str]:
+    """In causal order, as the union of the circuits has them."""
+    union = runs[0].circuit
+    for run in runs[1:]:
+        union = union | run.circuit
+    return [name for name in union.names if name in names]
+
+
+def _survivors(runs: Sequence[SearchRun], every: Sequence[str], factor: str) -> list[str]:
+    others = [name for name in FACTORS if name != factor]
+    kept = [set(run.circuit.names) for run in runs if run.setting(*others) == runs[0].setting(*others)]
+    return [node for node in every if all(node in names for names in kept)]
+
+
+def _only(factor: str) -> Callable[[SearchRun, SearchRun], bool]:
+    """Whether two runs differ in this factor and in no other."""
+    return lambda a, b: [name for name in FACTORS if a.setting(name) != b.setting(name)] == [factor]
+
+
+def _mean_jaccard(runs: Sequence[SearchRun], chosen: Callable[[SearchRun, SearchRun], bool]) -> float | None:
+    found = [a.circuit.jaccard(b.circuit) for a, b in combinations(runs, 2) if chosen(a, b)]
+    return sum(found) / len(found) if found else None
