@@ -64,7 +64,7 @@ def run_info(name: str, engine: Engine, parts: Mapping[str, Any], settings: Mapp
         "versions": versions(),
     }
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
-    provenance["content_hash"] = digest
+    provenance |= {"task": parts["task"].name, "content_hash": digest}
     return RunInfo(name, settings if settings is not None else described, provenance, digest, len(engine.prompts), len(engine.graph))
 
 
@@ -90,7 +90,7 @@ def evaluated(result: RunResult, engine: Engine) -> RunResult:
     }
     if result.circuit is not None:
         circuit = result.circuit  # a circuit of edges comes with the score of its graph, which masks over nodes cannot say
-        score = circuit.score if circuit.edges else engine.percent(circuit.nodes_only().mask(engine.graph)[None]).item()
+        score = circuit.score if circuit.level is not Level.NODE else engine.percent(circuit.mask(engine.graph)[None]).item()
         return replace(result, circuit=replace(result.circuit, score=score, provenance={**provenance, **result.circuit.provenance}))
     assert result.scores is not None
     return replace(result, scores=replace(result.scores, provenance={**provenance, **result.scores.provenance}))
@@ -141,17 +141,18 @@ def edge_finding(result: RunResult) -> Finding:
     assert circuit is not None
     told = circuit.provenance
     members = list(dict.fromkeys([*circuit.names, *told.get("dropped_nodes", ())]))
+    searched = ("rule", "mlps", "threshold", "node_score", "dropped_nodes")
     body = {
-        "task": told.get("settings", {}).get("task", {}).get("name", ""),
+        "task": told.get("task", ""),
         "model": circuit.model,
         "nodes": members,
         "level": circuit.level.value,
-        **{key: told.get(key) for key in ("rule", "mlps", "threshold", "node_score", "dropped_nodes")},
+        **{key: told.get(key) for key in searched},
         "score": circuit.score,
         "edges": dict(told.get("edge_scores", {})),
         "kept": [str(edge) for edge in circuit.edges],
     }
-    where_from = {key: value for key, value in told.items() if key not in ("edge_scores", *body)}
+    where_from = {key: value for key, value in told.items() if key not in ("edge_scores", *searched)}
     return Finding("edges", f"Edges of {result.info.name}", body, where_from)
 
 

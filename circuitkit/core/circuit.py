@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitkit.core.edge_graph import INPUT, LOGITS, precedes
+from circuitkit.core.edge_graph import INPUT, LOGITS, PORTS, precedes
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.graph import Edge, Graph, Kind, Level, Node
 from circuitkit.core.sealed import read_text, reading, seal, unseal, write_text
@@ -51,10 +51,12 @@ class Circuit:
         object.__setattr__(self, "nodes", tuple(sorted(members, key=_causal)))
         for edge in self.edges:
             ends = {edge.src, edge.dst.component_of_port} - {INPUT, LOGITS}
-            if self.level is Level.NODE or not ends <= members or not precedes(edge.src, edge.dst):
+            split = self.level is Level.EDGE_QKV and edge.dst.kind is Kind.HEAD
+            fits = self.level is not Level.NODE and split == (edge.dst.port is not None)
+            if not fits or not ends <= members or not precedes(edge.src, edge.dst):
                 raise CircuitError(
-                    f"Edge {str(edge)!r} cannot be in this circuit: an edge needs level edge or edge_qkv, here {self.level}, both ends "
-                    "among the members, and a sender that is computed before the receiver."
+                    f"Edge {str(edge)!r} cannot be in this circuit: an edge needs level edge, or edge_qkv with <q>, <k> or <v> behind a head "
+                    f"that it leads into, here {self.level}; both ends among the members; and a sender computed before the receiver."
                 )
         object.__setattr__(self, "edges", tuple(sorted(set(self.edges), key=_edge_order)))
 
@@ -91,9 +93,11 @@ class Circuit:
         return self._combined(other, set(self.nodes) | set(other.nodes), set(self.edges) | set(other.edges))
 
     def __sub__(self, other: Circuit) -> Circuit:
-        """The members that the other has not, and this one's edges between them."""
+        """The members and edges that the other has not; of the edges those that still have both ends."""
         nodes = set(self.nodes) - set(other.nodes)
-        return self._combined(other, nodes, {edge for edge in self.edges if {edge.src, edge.dst.component_of_port} <= nodes})
+        ends = nodes | {INPUT, LOGITS}
+        edges = {edge for edge in set(self.edges) - set(other.edges) if {edge.src, edge.dst.component_of_port} <= ends}
+        return self._combined(other, nodes, edges)
 
     def jaccard(self, other: Circuit) -> float:
         """Size of the intersection over size of the union; 1.0 for two empty circuits."""
@@ -258,7 +262,8 @@ class Scores:
 
 def _edge_order(edge: Edge) -> tuple[Any, ...]:
     last = edge.dst.kind is Kind.LOGITS
-    return (last, *_causal(edge.dst), edge.dst.port or "", *_causal(edge.src))
+    port = PORTS.index(edge.dst.port) if edge.dst.port else -1
+    return (last, *_causal(edge.dst), port, *_causal(edge.src))
 
 
 def _causal(node: Node) -> tuple[int, bool, int, str]:

@@ -127,7 +127,8 @@ class CircuitLayers:
 
         n_rows, n_pos = projections[0].shape[:2]
         blank = projections[0].new_zeros(()).expand(n_rows, n_pos, self.model.d_model)
-        self.model.run(torch.zeros(n_rows, n_pos, dtype=torch.long), visit, start=layer, resid=blank, stop=layer)
+        ids = torch.zeros(n_rows, n_pos, dtype=torch.long, device=self.model.device)
+        self.model.run(ids, visit, start=layer, resid=blank, stop=layer, attention_mask=torch.ones_like(ids))
         return seen[0]
 
     def replaced(self, layer: int, z: Heads, rows: slice) -> Heads:

@@ -115,7 +115,7 @@ class PackedEdges(EdgeEngine):
         for edge in sorted(edges, key=self.graph.index):
             into[edge.dst].append(edge.src)
         n_layers = self.engine.model.n_layers
-        deepest = max(n_layers - 1 if dst == LOGITS else dst.layer for dst in into)
+        deepest = max((n_layers - 1 if dst == LOGITS else dst.layer for dst in into), default=-1)
         for layer in range(deepest + 1):
             receivers = [dst for dst in into if dst.kind is Kind.HEAD and dst.layer == layer]
             self._fill([(src, dst) for dst in receivers for src in into[dst]], at, partial(self._into_heads, layer, at))

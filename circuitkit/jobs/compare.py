@@ -1,74 +1,76 @@
-"""Compares circuits: their sizes, the overlap of each pair, and what all of them share."""
+"""Compares circuits: their sizes, the overlap of each pair and whether that is chance, and what all of them share."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from functools import reduce
-from itertools import combinations
-from operator import and_
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.errors import ConfigError
+from circuitkit.core.findings import Finding
+from circuitkit.core.literature import PublishedCircuit, fitted
+from circuitkit.evaluation import overlap
+from circuitkit.jobs import plan
+from circuitkit.jobs.circuit_files import origin, read_listed
+
+SHARED = "shared.json"
 
 
 def run(config: DictConfig) -> None:
     """Loads the circuit files and compares them; with ``dir`` set the result is written there too."""
-    if isinstance(config.circuits, str) or len(config.circuits) < 2:
-        raise ConfigError(f"circuits must be a list of at least two circuit files, such as [a.json,b.json]; found {config.circuits}.")
-    circuits = by_label([Path(path) for path in config.circuits])
+    found = read_listed(config.circuits, "circuits", least=2)
+    name, n_layers, n_heads = shape(found.values(), config)
+    circuits = {label: fitted(each, name, n_layers, n_heads) for label, each in found.items()}
     show(circuits, write(circuits, Path(config.dir)) if config.dir else None)
 
 
-def by_label(paths: list[Path]) -> dict[str, Circuit]:
-    """Loads circuits under short names: the file's own, its folder's, or the whole path, whichever tells them apart."""
-    for label in (lambda path: path.stem, lambda path: path.absolute().parent.name, str):
-        labels = [label(path) for path in paths]
-        if len(set(labels)) == len(paths):
-            return {label: Circuit.load(path) for label, path in zip(labels, paths, strict=True)}
-    raise ConfigError(f"circuits names a file twice: {', '.join(map(str, paths))}. Name each file once.")
+def shape(found: Iterable[Circuit | PublishedCircuit], config: DictConfig) -> tuple[str, int, int]:
+    """Name, layers and heads of the model: that of the first file which says so, else the configured one's."""
+    for each in found:
+        if isinstance(each, Circuit):
+            return each.model, each.n_layers, each.n_heads
+    model = plan.shape(config)
+    return model.name, model.n_layers, model.n_heads
 
 
-def overlap(circuits: Mapping[str, Circuit]) -> dict[str, Any]:
-    """Sizes, pairwise overlap and shared members, as plain values."""
-    return {
-        "circuits": {
-            label: {"model": each.model, "heads": len(each.heads), "mlps": len(each.mlps), "score": each.score, "nodes": list(each.names)}
-            for label, each in circuits.items()
-        },
-        "pairs": [
-            {"a": a, "b": b, "shared": len(circuits[a] & circuits[b]), "jaccard": circuits[a].jaccard(circuits[b])}
-            for a, b in combinations(circuits, 2)
-        ],
-        "shared_by_all": list(reduce(and_, circuits.values()).names),
-    }
+def comparison(circuits: Mapping[str, Circuit]) -> Finding:
+    """The comparison, with where the circuits came from."""
+    return overlap.compare(circuits, origin(circuits.items()))
 
 
 def write(circuits: Mapping[str, Circuit], folder: Path) -> Path:
-    """Writes the comparison as ``compare.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "compare.json"
-    path.write_text(json.dumps(overlap(circuits), indent=2) + "\n", encoding="utf-8")
-    return path
+    """Writes the comparison as ``compare.json``, and what all circuits share as a circuit file, ``shared.json``, if they share anything."""
+    shared = overlap.shared_by_all(circuits)
+    if shared.nodes:
+        replace(shared, provenance=origin(circuits.items())).save(folder / SHARED)
+    else:
+        (folder / SHARED).unlink(missing_ok=True)  # of an earlier comparison
+    return comparison(circuits).save(folder)
 
 
 def show(circuits: Mapping[str, Circuit], path: Path | None = None) -> None:
-    """Prints the comparison."""
-    found = overlap(circuits)
+    """Prints the comparison.
+
+    Args:
+        circuits: By label.
+        path: Of ``compare.json``, if it was written.
+    """
+    body = comparison(circuits).body
     sizes = Table("circuit", "model", "heads", "MLPs", "score", "members", box=None, pad_edge=False)
-    for label, each in found["circuits"].items():
+    for label, each in body["circuits"].items():
         score = "" if each["score"] is None else f"{each['score']:.1f} %"
         sizes.add_row(label, each["model"], str(each["heads"]), str(each["mlps"]), score, " ".join(each["nodes"]))
-    pairs = Table("pair", "shared", "Jaccard", box=None, pad_edge=False)
-    for pair in found["pairs"]:
-        pairs.add_row(f"{pair['a']} & {pair['b']}", str(pair["shared"]), f"{pair['jaccard']:.2f}")
+    pairs = Table("pair", "shared", "Jaccard", "containment", "p by chance", box=None, pad_edge=False)
+    for pair in body["pairs"]:
+        chance = "" if pair["p_value"] is None else f"{pair['p_value']:.2g}"
+        contained = "" if pair["containment"] is None else f"{pair['containment']:.2f}"
+        pairs.add_row(f"{pair['a']} & {pair['b']}", str(pair["shared"]), f"{pair['jaccard']:.2f}", contained, chance)
+    shared = " ".join(body["shared_by_all"])
     console = Console(highlight=False)
-    console.print(sizes, "", pairs, "", f"shared by all: {' '.join(found['shared_by_all']) or 'nothing'}", sep="\n")
+    console.print(sizes, "", pairs, "", f"shared by all: {shared or f'nothing, so there is no {SHARED}'}", sep="\n")
     if path is not None:
-        console.print(f"written: {path}", soft_wrap=True)
+        console.print(f"written: {path}{f' {path.with_name(SHARED)}' if shared else ''}", soft_wrap=True)

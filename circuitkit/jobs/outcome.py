@@ -41,6 +41,7 @@ class SweepWatch(Callback):
 @contextmanager
 def launching() -> Iterator[None]:
     """Around Hydra. Removes the ``multirun.yaml`` that it leaves: its overrides and settings may hold secrets, which ours leave out."""
+    _began.clear()  # of an earlier command of this process
     try:
         yield
     finally:

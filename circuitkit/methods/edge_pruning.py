@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -90,12 +90,16 @@ class EdgePruning(Method):
         for _, part in groupby(edges.graph.edges, lambda edge: (edge.dst.layer, edge.dst.kind)):
             these = list(part)
             known = history[len(scores) : len(scores) + len(these)]
-            found = [step.score for step in known] if len(known) == len(these) else edges.percent(edges.alone(these)).tolist()
+            found = [step.score for step in known] if len(known) == len(these) else self._alone(edges, these)
             for edge, score in zip(these, found, strict=True):
-                scores[str(edge)] = edges.certain_alone(edge) if abs(score - 100 * self.threshold) <= edges.margin else score
-                kept = not scores[str(edge)] > 100 * self.threshold
+                scores[str(edge)] = score
+                kept = not score > 100 * self.threshold
                 on_step(Step(0, len(scores) - 1, str(edge), scores[str(edge)], kept, len(edges.graph), "edge", len(edges.graph)))
         return edges.graph.mask(name for name, score in scores.items() if not score > 100 * self.threshold), scores
+
+    def _alone(self, edges: EdgeEngine, these: Sequence[Edge]) -> Iterator[float]:
+        for edge, score in zip(these, edges.percent(edges.alone(these)).tolist(), strict=True):
+            yield edges.certain_alone(edge) if abs(score - 100 * self.threshold) <= edges.margin else score
 
     def _cumulative(self, edges: EdgeEngine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
         """One edge after the other from the last receiver to the first: states before the receiver stay those of the whole circuit."""

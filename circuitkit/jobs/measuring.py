@@ -1,0 +1,159 @@
+"""What jobs share that measure something of given circuits: prompts, an engine, and where the result goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from circuitkit.config import build
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.errors import ConfigError
+from circuitkit.core.findings import Finding
+from circuitkit.core.literature import PublishedCircuit, fitted
+from circuitkit.core.records import TextArtifact
+from circuitkit.engine import Engine
+from circuitkit.engine.checks import quick_check
+from circuitkit.engine.distributed import DistributedEngine, spread
+from circuitkit.evaluation import solvable_prompts
+from circuitkit.jobs.find import loggers
+from circuitkit.loggers import JsonlLogger
+from circuitkit.loggers.dispatch import LoggerGroup
+from circuitkit.metrics import Metric
+from circuitkit.models.hooked import HookedModel
+from circuitkit.models.processes import processes
+from circuitkit.patchers import Patcher
+from circuitkit.results import run_info
+from circuitkit.tasks import Task
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a measurement is made of besides the model; built before a large model is loaded, so that a wrong setting is refused first.
+
+    Attributes:
+        patcher: What removed components are replaced by.
+        metric: What that costs.
+        engine: Makes the engine.
+        least_accuracy: Share of the prompts drawn that the model must solve.
+        force: Go on where it solves fewer.
+    """
+
+    patcher: Patcher
+    metric: Metric
+    engine: Any
+    least_accuracy: float
+    force: bool
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Parts:
+        """Those that the configuration names."""
+        patcher, metric, engine = build(config.patcher, Patcher), build(config.metric, Metric), build(config.engine, Engine)
+        return cls(patcher, metric, engine, config.least_accuracy, config.force)
+
+    def on(self, model: HookedModel, task: Task) -> Engine:
+        """An engine on the task's prompts.
+
+        Raises:
+            MeasurementError: The model cannot do the task.
+        """
+        prompts = solvable_prompts(task, model, least_accuracy=self.least_accuracy, force=self.force)
+        return self.engine(model, prompts, self.patcher, self.metric, model.graph)
+
+    def provenance(self, engine: Engine, task: Task, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings, seed, versions, model and hashes of a measurement.
+
+        Args:
+            engine: Of the measurement.
+            task: Whose prompts it has.
+            question: What was asked besides, plain values only.
+        """
+        parts = {"task": task, "patcher": self.patcher, "metric": self.metric, "question": question}
+        return dict(run_info("", engine, parts, None).provenance)
+
+
+def sampling(config: DictConfig, *, least_draws: int) -> dict[str, Any]:
+    """The settings of random draws and intervals.
+
+    Raises:
+        ConfigError: One of them is out of its range.
+    """
+    found = {key: config[key] for key in ("draws", "seed", "resamples", "confidence")}
+    for key, least in (("draws", least_draws), ("seed", 0), ("resamples", 1)):
+        if type(found[key]) is not int or found[key] < least:
+            raise ConfigError(f"{key} must be a whole number of at least {least}, found {found[key]!r}.")
+    if type(found["confidence"]) is not float or not 0 < found["confidence"] < 1:
+        raise ConfigError(f"confidence must be a number between 0 and 1, such as 0.95; found {found['confidence']!r}.")
+    return found
+
+
+@contextmanager
+def recording(config: DictConfig) -> Iterator[LoggerGroup]:
+    """Takes the run folder, and gives it and the configured loggers as one; they are finalized whatever happens.
+
+    Raises:
+        ConfigError: The folder holds a finished run.
+    """
+    config.dir = HydraConfig.get().runtime.output_dir
+    folder = JsonlLogger(config.dir, overwrite=config.overwrite)
+    folder.claim()
+    group = LoggerGroup([folder, *loggers(config)] if processes().is_first else [folder])
+    try:
+        yield group
+    except BaseException as error:
+        group.finalize("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
+        raise
+    group.finalize("finished")
+
+
+def start(group: LoggerGroup, config: DictConfig) -> None:
+    """Tells the loggers of the settings, once nothing can be wrong with them any more."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    group.log_config(config.name, {str(key): value for key, value in settings.items()})
+
+
+def leave(group: LoggerGroup, finding: Finding, numbers: Mapping[str, float | int | str | bool]) -> None:
+    """Hands a finding and its main numbers to the loggers."""
+    group.log_metrics(numbers)
+    group.log_artifact(TextArtifact(f"{finding.kind}.json", finding.to_json(), kind=finding.kind))
+
+
+@contextmanager
+def scorer(engine: Engine) -> Iterator[Engine | None]:
+    """An engine that is checked and that all processes of the launch share; None in a process that has only served the first one."""
+    with spread(engine) as shared:
+        if isinstance(shared, DistributedEngine) and not shared.leads:
+            shared.serve()
+            yield None
+            return
+        quick_check(shared)
+        yield shared
+        if isinstance(shared, DistributedEngine):
+            shared.finish("done")
+
+
+def on_model(found: Circuit | PublishedCircuit, model: HookedModel) -> Circuit:
+    """What a file holds, as a circuit of this model.
+
+    Raises:
+        CircuitError: It belongs to another model.
+    """
+    return fitted(found, model.name, model.n_layers, model.n_heads)
+
+
+def folder_of(config: DictConfig) -> Path:
+    """The run folder, as ``recording`` set it."""
+    return Path(config.dir)
+
+
+def spoken(value: float | None, low: float | None, high: float | None) -> str:
+    """A score with its interval."""
+    if value is None:
+        return ""
+    return f"{value:.1f}" if low is None or high is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
