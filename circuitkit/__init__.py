@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuitkit import callbacks, core, engine, evaluation, loggers, methods, metrics, models, patchers, tasks
+    from circuitkit import analysis, callbacks, core, engine, evaluation, loggers, methods, metrics, models, patchers, tasks
     from circuitkit.config import build
     from circuitkit.core.circuit import Circuit, Scores
     from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, ModelError, PromptError, UserError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = ("callbacks", "core", "engine", "evaluation", "loggers", "methods", "metrics", "models", "patchers", "tasks")
+_ROOMS = ("analysis", "callbacks", "core", "engine", "evaluation", "loggers", "methods", "metrics", "models", "patchers", "tasks")
 
 _HOMES = {
     "Circuit": "core.circuit",
@@ -71,6 +71,7 @@ __all__ = [  # noqa: F822  loaded by __getattr__
     "UserError",
     "WandbLogger",
     "__version__",
+    "analysis",
     "build",
     "callbacks",
     "core",

@@ -87,4 +87,16 @@ class TableArtifact:
     kind: str = "table"
 
 
+@dataclass(frozen=True)
+class FigureArtifact(TextArtifact):
+    """A figure: as text, which any logger can keep as a file, and as it is for those that can show it.
+
+    Attributes:
+        figure: A plotly figure, whose type is known only to those who draw.
+    """
+
+    kind: str = "figure"
+    figure: Any = None
+
+
 Artifact = TextArtifact | TableArtifact

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from circuitkit.core.errors import ConfigError, unknown_choice
-from circuitkit.core.records import Artifact, TableArtifact
+from circuitkit.core.records import Artifact, FigureArtifact, TableArtifact
 from circuitkit.loggers.base import Logger, Status
 from circuitkit.loggers.redaction import redacted
 
@@ -121,7 +121,7 @@ class WandbLogger(Logger):
             self._started().log({**metrics, "step": step})
 
     def log_artifact(self, artifact: Artifact) -> None:
-        """Sends a table as a W&B table, and a file as a W&B artifact named after it and the run."""
+        """Sends a table as a W&B table, a figure as W&B media, and a file as a W&B artifact named after it and the run."""
         import wandb
 
         run = self._started()
@@ -129,6 +129,9 @@ class WandbLogger(Logger):
             columns = list(artifact.rows[0]) if artifact.rows else []
             data = [[row[column] for column in columns] for row in artifact.rows]
             run.log({artifact.name: wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)})
+            return
+        if isinstance(artifact, FigureArtifact):
+            run.log({artifact.name.rpartition(".")[0] or artifact.name: wandb.Plotly(artifact.figure)})
             return
         stem = re.sub(r"[^\w.-]", "-", artifact.name.rpartition(".")[0] or artifact.name)
         sent = wandb.Artifact(f"{stem}-{run.id}", type=artifact.kind)

@@ -55,7 +55,8 @@ def test_the_wheel_has_every_file(wheel):
         for path in (ROOT / "circuitkit/models/zoo").glob("*/*")
         if path.is_file() and path.suffix in (".json", ".safetensors", ".md")
     }
-    assert code | conf | zoo | {"circuitkit/py.typed", "circuitkit/conf/__init__.py"} <= names
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "circuitkit/report/templates").iterdir()}
+    assert code | conf | zoo | templates | {"circuitkit/py.typed", "circuitkit/conf/__init__.py"} <= names
     assert {f"circuitkit/models/zoo/{name}/model.safetensors" for name in ("tiny_gpt2", "tiny_llama")} <= zoo
     assert not [name for name in names if name.startswith(("tests", "scripts", "experiments", "conf"))]
 

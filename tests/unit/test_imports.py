@@ -32,7 +32,7 @@ MAY_KNOW = {
     "plugins": {"core.errors"},
     "config": {"core.errors", "plugins"},
     "cli": {"core.errors", "config", "plugins", "jobs"},
-    "jobs": {"", "config", "core", *EVERYTHING, "results", "runner"},
+    "jobs": {"", "config", "core", *EVERYTHING, "report", "results", "runner"},
     "__init__": {"config", "results", "runner", *EVERYTHING},
 }
 

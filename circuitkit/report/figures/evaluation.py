@@ -1,0 +1,169 @@
+"""How well a circuit does alone, and what each of its members is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+
+from circuitkit.report.blocks import Block, Drawing, Table
+from circuitkit.report.figures.maps import file_name, model_shape, node_map
+from circuitkit.report.figures.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PALE,
+    SERIES,
+    error_bars,
+    figure,
+    interval,
+    number,
+    shown,
+    shown_interval,
+)
+
+_BARS = 40
+
+
+def evaluation(label: str, body: Mapping[str, Any]) -> list[Block]:
+    """Every drawing and table of one evaluation, as far as it was measured."""
+    blocks: list[Block] = [summary(body)]
+    circuits = body.get("random_circuits") or {}
+    if circuits.get("scores"):
+        blocks.append(against_random(label, body))
+    if body.get("removed_from_circuit"):
+        blocks.append(removed_from_circuit(label, body))
+    if body.get("removed_from_model"):
+        blocks += removed_from_model(label, body)
+    if body.get("sets_removed_from_model"):
+        blocks.append(sets_removed(body))
+    if body.get("prompts"):
+        blocks.append(prompts(label, body))
+    return blocks
+
+
+def summary(body: Mapping[str, Any]) -> Table:
+    """The main numbers."""
+    circuit, unit = body["circuit"], str(body["unit"])
+    rows = (
+        ("circuit", f"{circuit['label']}: {circuit['n_heads']} heads, {circuit['n_mlps']} MLPs"),
+        ("model, task, metric", f"{body['model']}, {body['task']}, {body['metric']}"),
+        ("score of the circuit alone", shown_interval(body["score"])),
+        ("untouched model", f"{shown(number(body['clean_mean']), unit, 3)} on {body['n_prompts']} prompts"),
+        ("everything replaced", shown(number(body["patched_mean"]), unit, 3)),
+    )
+    percent = 100 * (number(body.get("confidence")) or 0.95)
+    return Table(("", ""), rows, f"Main numbers; in brackets the {percent:.0f} % bootstrap interval of {body['resamples']} resamples.")
+
+
+def against_random(label: str, body: Mapping[str, Any]) -> Drawing:
+    """The circuit's score beside those of random circuits of its size."""
+    random = body["random_circuits"]
+    scores = [number(score) for score in random["scores"]]
+    value, up, down = interval(body["score"])
+    drawn = figure(
+        240,
+        [
+            go.Box(x=scores, y=["random"] * len(scores), boxpoints="all", jitter=0.6, pointpos=0, fillcolor="rgba(0,0,0,0)",
+                   line={"color": PALE}, marker={"color": GREY, "size": 7, "opacity": 0.7}, name="random", orientation="h",
+                   hoverinfo="x", showlegend=False),
+            go.Scatter(x=[value], y=["circuit"], mode="markers", marker={"size": 13, "color": BLUE, "symbol": "diamond"},
+                       error_x=error_bars([(value, up, down)], BLUE), name="circuit", hoverinfo="x", showlegend=False),
+        ],
+        xaxis={"title": {"text": "score (% of the untouched model)"}},
+        yaxis={"categoryorder": "array", "categoryarray": ["random", "circuit"]},
+    )  # fmt: skip
+    as_good = sum(score is not None and value is not None and score >= value for score in scores)
+    return Drawing(
+        file_name("random", label),
+        drawn,
+        f"Score in % of {body['circuit']['label']} (diamond, with its interval) and of {len(scores)} random circuits of the same size "
+        f"(dots; mean {shown(number(random.get('mean')), '%')}), of which {as_good} are as good as the circuit.",
+    )
+
+
+def removed_from_circuit(label: str, body: Mapping[str, Any]) -> Drawing:
+    """How far the circuit's score falls without each member."""
+    removed = body["removed_from_circuit"]
+    drops = sorted(((name, number(each["drop"]), each) for name, each in removed.items()), key=lambda item: -(item[1] or 0.0))[:_BARS]
+    ends = []
+    for _, drop, each in drops:  # the drop is the score's distance to a fixed number, so it has the score's interval, upside down
+        _, up, down = interval(each)
+        ends.append((drop, down, up))
+    bars = go.Bar(
+        x=[name for name, _, _ in drops],
+        y=[drop for _, drop, _ in drops],
+        marker={"color": [ORANGE if name.startswith("m") else BLUE for name, _, _ in drops]},
+        error_y=error_bars(ends),
+        hovertext=[f"{name}: {shown(drop, 'points')}, leaves {shown_interval(each)}" for name, drop, each in drops],
+        hoverinfo="text",
+        showlegend=False,
+    )
+    drawn = figure(380, [bars], yaxis={"title": {"text": "drop of the score (points)"}, "zeroline": True, "zerolinecolor": GREY},
+                   xaxis={"type": "category", "tickangle": -60 if len(drops) > 14 else 0, "title": {"text": "removed member"}})  # fmt: skip
+    rest = f" The {_BARS} largest of {len(removed)} are shown." if len(removed) > _BARS else ""
+    return Drawing(
+        file_name("removed-from-circuit", label),
+        drawn,
+        f"Drop of the circuit's score, in percentage points, when one member is removed from it: heads blue, MLPs orange, whiskers are "
+        f"bootstrap intervals.{rest}",
+    )
+
+
+def removed_from_model(label: str, body: Mapping[str, Any]) -> list[Drawing]:
+    """The map of what the whole model is left with when one node is removed."""
+    values = {name: number(each["value"]) for name, each in body["removed_from_model"].items()}
+    marked = [name for name in body["circuit"]["nodes"] if name in values]
+    drawn = node_map(values, model_shape(body, [*values, *marked]), unit="%", middle=100.0, marked=marked)
+    random = number((body.get("random_head") or {}).get("mean_drop"))
+    usual = "" if random is None else f" Removing any one of {body['random_head'].get('n')} heads costs {random:.1f} points on average."
+    return [
+        Drawing(
+            file_name("removed-from-model", label),
+            drawn,
+            "Performance in % that the whole model is left with when one component alone is removed from it (white = 100; orange: worse "
+            f"without it, blue: better); a frame marks a member of {body['circuit']['label']}.{usual}",
+        )
+    ]
+
+
+def sets_removed(body: Mapping[str, Any]) -> Table:
+    """What the whole model is left with when a set is removed."""
+    rows = tuple((each["label"], shown_interval(each["score"]), " ".join(each["nodes"])) for each in body["sets_removed_from_model"])
+    return Table(("removed set", "score left", "nodes"), rows, "Performance in % of the whole model when a set is removed from it at once.")
+
+
+def prompts(label: str, body: Mapping[str, Any]) -> Drawing:
+    """Prompt by prompt, the circuit against the whole model."""
+    unit = str(body["unit"])
+    by_group: dict[str, list[Mapping[str, Any]]] = {}
+    for each in body["prompts"]:
+        by_group.setdefault(str(each.get("group", "")), []).append(each)
+    traces: list[Any] = []
+    numbers = [value for each in body["prompts"] for value in (number(each["clean"]), number(each["circuit"])) if value is not None]
+    ends = [min(numbers, default=0.0), max(numbers, default=1.0)]
+    traces.append(go.Scatter(x=ends, y=ends, mode="lines", line={"color": PALE, "dash": "dot"}, hoverinfo="skip", showlegend=False))
+    for place, (group, some) in enumerate(by_group.items()):
+        traces.append(
+            go.Scatter(
+                x=[number(each["clean"]) for each in some],
+                y=[number(each["circuit"]) for each in some],
+                mode="markers",
+                marker={"size": 7, "color": SERIES[place % len(SERIES)], "opacity": 0.75, "symbol": place % 6},
+                hovertext=[
+                    f"{each['text']}\nmodel {shown(number(each['clean']), unit, 2)}, circuit {shown(number(each['circuit']), unit, 2)}"
+                    for each in some
+                ],
+                hoverinfo="text",
+                name=group,
+                showlegend=len(by_group) > 1,
+            )
+        )
+    drawn = figure(460, traces, xaxis={"title": {"text": f"untouched model ({unit})"}}, yaxis={"title": {"text": f"circuit ({unit})"}})
+    return Drawing(
+        file_name("prompts", label),
+        drawn,
+        f"Each dot is one of {len(body['prompts'])} prompts: its metric in {unit} with the untouched model (across) and with the circuit "
+        "alone (up); on the dotted line the circuit does just what the model does.",
+    )
