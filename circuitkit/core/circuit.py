@@ -55,8 +55,8 @@ class Circuit:
             fits = self.level is not Level.NODE and split == (edge.dst.port is not None)
             if not fits or not ends <= members or not precedes(edge.src, edge.dst):
                 raise CircuitError(
-                    f"Edge {str(edge)!r} cannot be in this circuit: an edge needs level edge, or edge_qkv with <q>, <k> or <v> behind a head "
-                    f"that it leads into, here {self.level}; both ends among the members; and a sender computed before the receiver."
+                    f"Edge {str(edge)!r} cannot be in this circuit: an edge needs level edge, or edge_qkv with <q>, <k> or <v> behind a "
+                    f"head that it leads into, here {self.level}; both ends among the members; and a sender computed before the receiver."
                 )
         object.__setattr__(self, "edges", tuple(sorted(set(self.edges), key=_edge_order)))
 

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitkit.core.errors import ModelError
 from circuitkit.core.graph import Kind
 from circuitkit.engine.replacements import Replacements
 from circuitkit.models.hooked import Heads, HookedModel, Layer, Projections, Resid
@@ -42,6 +41,8 @@ class States:
 class CircuitLayers:
     """The layers of a model in which only a circuit's members compute and the others are replaced. Rows are copies x prompts. Final.
 
+    For models whose heads and MLPs add to the residual stream as they are.
+
     Args:
         model: The model.
         mask: The circuit.
@@ -52,17 +53,9 @@ class CircuitLayers:
         model: The model.
         heads: For each layer, which heads are members.
         mlps: For each layer, whether its MLP is a member.
-
-    Raises:
-        ModelError: What a head adds to the residual stream is not its own, because a norm mixes it with that of others.
     """
 
     def __init__(self, model: HookedModel, mask: Bool[Tensor, "node"], replacements: Replacements, *, skip: bool) -> None:
-        if not model.architecture.additive:
-            raise ModelError(
-                f"Edges need a model whose heads and MLPs add to the residual stream as they are, but {model.architecture.family} puts a "
-                "norm behind them, so that what a head adds depends on the others. Search nodes in it, or take another model."
-            )
         self.model = model
         members = model.graph.members(mask)
         layers = range(model.n_layers)

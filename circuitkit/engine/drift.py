@@ -86,7 +86,8 @@ def drift_metrics(steps: Sequence[Step], engine: Engine, threshold: float | None
     model = engine.model
     if not is_half(model):
         return {}
-    reason = why_not_float32(model) or _too_large(engine)
+    edges = "its decisions are about edges" if steps and steps[0].direction == "edge" else ""
+    reason = edges or why_not_float32(model) or _too_large(engine)
     if reason:
         _log.info("Drift against float32 is not reported for %s: %s.", model.name, reason)
         return {}

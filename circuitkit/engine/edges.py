@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.edge_graph import EdgeGraph
-from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, unknown_choice
+from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, ModelError, unknown_choice
 from circuitkit.core.graph import Edge, Level
 from circuitkit.core.shapes import Values
 from circuitkit.engine.base import Engine
@@ -53,6 +53,11 @@ class EdgeEngine(ABC):
         model = engine.model
         if engine.graph.spans:
             raise CircuitError("Edges are between whole components, and this engine has components at positions. Leave positions out.")
+        if not model.architecture.additive:
+            raise ModelError(
+                f"Edges need a model whose heads and MLPs add to the residual stream as they are, but {model.architecture.family} puts a "
+                "norm behind them, so that what a head adds depends on the others. Search nodes in it, or take another model."
+            )
         circuit.check_fits(model.n_layers, model.n_heads, model.name)
         if mlps not in ("recompute", "freeze"):
             raise ConfigError(unknown_choice("way to treat MLPs (mlps)", mlps, ("recompute", "freeze")))

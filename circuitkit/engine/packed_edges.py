@@ -183,21 +183,23 @@ class PackedEdges(EdgeEngine):
         model, n_masks = self.engine.model, len(masks)
         removed = _Removed(self.graph.edges, masks)
         shifts: ByMask = {INPUT: (corrupt.resid[0].float() - clean.resid[0].float())[None]}
-        for node in self.graph.nodes:
-            if node.layer < start:
+        for node in removed.senders:
+            if node.layer < start and node != INPUT:
                 of_head, layer = node.kind is Kind.HEAD, node.layer
                 shifts[node] = (self._head_shift(node, clean, corrupt) if of_head else _difference(corrupt.mlp, clean.mlp, layer))[None]
         assert clean.final is not None
         resid = _repeated(clean.resid[start] if start < model.n_layers else clean.final, n_masks)
         for layer in range(start, model.n_layers):
             z = self._pruned_heads(layer, resid, removed, shifts, rows)
-            heads = {node: self._moved(node, z, corrupt.z[layer], n_masks) for node in self._senders(layer, Kind.HEAD)}
+            senders = [node for node in removed.senders if node.layer == layer]
+            heads = {node: self._moved(node, z, corrupt.z[layer], n_masks) for node in senders if node.kind is Kind.HEAD}
             before, after = ({}, heads) if self.graph.parallel else (heads, {})
             shifts |= before
             mid, attention = self.layers.mid(layer, resid, z)
             mlp = self.layers.mlp(layer, removed.applied(mid, Node.of_mlp(layer), shifts), rows)
-            for node in self._senders(layer, Kind.MLP):
-                after[node] = (_repeated(corrupt.mlp[layer], n_masks).float() - mlp.float()).unflatten(0, (n_masks, -1))
+            for node in senders:
+                if node.kind is Kind.MLP:
+                    after[node] = (_repeated(corrupt.mlp[layer], n_masks).float() - mlp.float()).unflatten(0, (n_masks, -1))
             shifts |= after
             resid = self.layers.summed(resid, attention, mlp)
         return self._logits(removed.applied(resid, LOGITS, shifts)[:, -1:], rows, model.n_layers)
@@ -306,6 +308,7 @@ class _Removed:
         self._into: dict[Node, dict[Node, Tensor]] = defaultdict(dict)
         for place in (~masks).any(0).nonzero().flatten().tolist():
             self._into[edges[place].dst][edges[place].src] = ~masks[:, place]
+        self.senders = {src for into in self._into.values() for src in into}
 
     def any(self, dst: Node) -> bool:
         """Whether an edge into this receiver is removed."""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.edge_graph import INPUT, PORTS
-from circuitkit.core.errors import ModelError
 from circuitkit.core.graph import Edge, Kind, Node
 from circuitkit.core.shapes import Logits, Values
 from circuitkit.engine.edges import EdgeEngine
@@ -70,9 +69,6 @@ class ReferenceEdges(EdgeEngine):
 
     def __init__(self, engine: ReferenceEngine, circuit: Circuit, **options: Any) -> None:
         super().__init__(engine, circuit, **options)
-        model = engine.model
-        if not model.architecture.additive:
-            raise ModelError(f"{model.architecture.family} puts a norm behind its heads, so that an edge from one head is not defined.")
         self._nodes = engine
         self._removed = [node for node, kept in zip(engine.graph.nodes, self.mask.tolist(), strict=True) if not kept]
 

@@ -87,6 +87,7 @@ class EdgePruning(Method):
     def _single(self, edges: EdgeEngine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
         """Every edge alone; a layer of receivers at a time, so that steps are told on the way."""
         scores: dict[str, float] = {}
+        n_edges = n_left = len(edges.graph)
         for _, part in groupby(edges.graph.edges, lambda edge: (edge.dst.layer, edge.dst.kind)):
             these = list(part)
             known = history[len(scores) : len(scores) + len(these)]
@@ -94,7 +95,8 @@ class EdgePruning(Method):
             for edge, score in zip(these, found, strict=True):
                 scores[str(edge)] = score
                 kept = not score > 100 * self.threshold
-                on_step(Step(0, len(scores) - 1, str(edge), scores[str(edge)], kept, len(edges.graph), "edge", len(edges.graph)))
+                n_left -= not kept
+                on_step(Step(0, len(scores) - 1, str(edge), score, kept, n_left, "edge", n_edges))
         return edges.graph.mask(name for name, score in scores.items() if not score > 100 * self.threshold), scores
 
     def _alone(self, edges: EdgeEngine, these: Sequence[Edge]) -> Iterator[float]:

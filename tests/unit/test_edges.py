@@ -1,0 +1,594 @@
+"""Edges between the members of a circuit: by hand, against the naive oracle, by what must hold, by what they cost, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import ceil
+
+import pytest
+import torch
+import transformers
+from models_for_tests import (
+    FAMILIES,
+    PATCHERS,
+    difference,
+    engines,
+    failing,
+    linear_llama,
+    logits_of,
+    random_masks,
+    same_state,
+    shared_model,
+    state_of,
+    tiny_config,
+    tiny_model,
+    tiny_prompts,
+    wire_head,
+    wire_mlp,
+)
+
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_graph import LOGITS, EdgeGraph
+from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, ModelError
+from circuitkit.core.graph import Edge, Level, Node
+from circuitkit.core.prompts import PromptSet
+from circuitkit.engine.base import Engine
+from circuitkit.engine.edge_checks import check_edges, edge_engine
+from circuitkit.engine.edges import EdgeEngine
+from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.packed_edges import PackedEdges
+from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.reference_edges import ReferenceEdges
+from circuitkit.methods import Knockout
+from circuitkit.metrics import LogitDiff
+from circuitkit.models.hooked import HookedModel
+from circuitkit.patchers import Mean, Resample, Zero
+
+LEVELS = (Level.EDGE_QKV, Level.EDGE)
+WAYS = ("recompute", "freeze")
+ADDITIVE = tuple(family for family in FAMILIES if family != "gemma2")
+TOLERANCE = 1e-5  # of the spread of the logit differences
+
+
+def edges_of(engine: Engine, keep: float = 0.6, seed: int = 0, **options) -> EdgeEngine:
+    """The edge engine of a random circuit."""
+    mask = random_masks(1, len(engine.graph), seed, keep)[0]
+    return edge_engine(engine, Circuit.of(engine.graph, mask), **options)
+
+
+def both(model: HookedModel, prompts: PromptSet, patcher, circuit: Circuit, max_rows: int | None = None, **options):
+    """The fast and the naive edge engine on the same things."""
+    fast, naive = engines(model, prompts, patcher, max_rows=max_rows)
+    return PackedEdges(fast, circuit, **options), ReferenceEdges(naive, circuit, **options)
+
+
+def nodes(*names: str) -> tuple[Node, ...]:
+    return tuple(Node.parse(name) for name in names)
+
+
+def multi_query(n_heads: int = 4) -> HookedModel:
+    """A Llama all of whose query heads share one key and value head."""
+    config = tiny_config("llama", n_heads=n_heads)
+    config.num_key_value_heads = 1
+    hf = transformers.AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.5 / parameter.shape[-1] ** 0.5)
+    hf.requires_grad_(False)
+    return HookedModel("multi-query", hf)
+
+
+# --- By hand --------------------------------------------------------------------------------------------------------------------------
+#
+# Two layers, two heads. All tokens of a prompt have one value v. Dimensions: 0 is always 1, 1 the value.
+#   a0.h0 writes 1 x dimension 1 to 2;  m0 writes 10 x dimension 2 to 3;  a1.h0 writes 1 x dimension 3 to 4;  a1.h1 writes 2 x dimension 2
+#   to 4;  m1 writes 1 x dimension 4 to 5.  The logit of token 1 is the sum of dimensions 1 to 5; token 2 has 0.
+# So dimensions 1 to 5 are v, v, 10 v, 12 v, 12 v: 36 v. Outside of the circuit a0.h1 writes 5 x dimension 1 to 4; its mean over the corrupt
+# prompts is 7.5, which arrives twice: 36 v + 15. Numbers below are by how much a unit of v less lowers the logit.
+
+CLEAN, CORRUPT = torch.tensor([3.0, 5.0]), torch.tensor([1.0, 2.0])
+BASE = 36 * CLEAN + 15
+
+DIRECT = {
+    "input->a0.h0<v>": 35.0,  # dimension 2: 1, 10 by m0, 10 + 2 by the heads of layer 1, 12 by m1
+    "input->logits": 1.0,
+    "a0.h0->m0": 30.0,  # 10, and 10 each by a1.h0 and m1
+    "a0.h0->a1.h1<v>": 4.0,  # 2, and 2 by m1
+    "a0.h0->logits": 1.0,
+    "m0->a1.h0<v>": 20.0,  # 10, and 10 by m1
+    "m0->logits": 10.0,
+    "a1.h0->m1": 10.0,
+    "a1.h0->logits": 10.0,
+    "a1.h1->m1": 2.0,
+    "a1.h1->logits": 2.0,
+    "m1->logits": 12.0,
+}
+PATHS = {  # where MLPs on the way recompute while other heads stay as they were
+    **DIRECT,
+    "a0.h0->a1.h0<v>": 20.0,  # by m0: 10, and 10 by m1 behind the receiver
+    "a0.h0->logits": 11.0,  # by m0
+    "a1.h0->logits": 20.0,  # by m1
+    "a1.h1->logits": 4.0,
+}
+TOTAL = {"input": 36.0, "a0.h0": 35.0, "m0": 30.0, "a1.h0": 20.0, "a1.h1": 4.0, "m1": 12.0}
+REMOVED = {  # several edges at once: what a sender no longer gives cannot be taken twice
+    "": 0.0,
+    "input->a0.h0<v> m0->logits": 35.0,
+    "a0.h0->m0 m0->logits": 30.0,
+    "a0.h0->logits m0->logits": 11.0,
+    "m0->a1.h0<v> a1.h0->m1": 20.0,
+    "a1.h0->m1 a1.h1->m1 a1.h0->logits": 22.0,
+    "a1.h0->m1 m1->logits": 12.0,
+}
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> HookedModel:
+    model = linear_llama(n_layers=2, n_heads=2, d_model=6, vocab=8)
+    with torch.no_grad():
+        model.hf.model.embed_tokens.weight[:, 0] = 1.0
+        model.hf.model.embed_tokens.weight[:, 1] = torch.arange(8.0)
+        wire_head(model, 0, 0, 1, 2, 1.0)
+        wire_head(model, 0, 1, 1, 4, 5.0)
+        wire_mlp(model, 0, 2, 3, 10.0)
+        wire_head(model, 1, 0, 3, 4, 1.0)
+        wire_head(model, 1, 1, 2, 4, 2.0)
+        wire_mlp(model, 1, 4, 5, 1.0)
+        model.hf.lm_head.weight[1, 1:6] = 1.0
+    return model
+
+
+def hand_edges(model: HookedModel, which: int, **options) -> EdgeEngine:
+    one = torch.tensor([1, 1])
+    clean, corrupt = (values.long()[:, None].expand(2, 3).contiguous() for values in (CLEAN, CORRUPT))
+    circuit = Circuit(nodes("a0.h0", "m0", "a1.h0", "a1.h1", "m1"), 2, 2)
+    return both(model, PromptSet(clean, corrupt, one, one + 1, one - 1), Mean(), circuit, **options)[which]
+
+
+def assert_lowers(values: torch.Tensor, effects: list[float]) -> None:
+    expected = BASE - torch.tensor(effects)[:, None] * (CLEAN - CORRUPT)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("mlps", WAYS)
+def test_the_effect_of_every_edge_by_hand(by_hand, which, level, mlps):
+    """Where an MLP lies between, the two ways differ. Queries and keys are zero in this model, so only values are paths."""
+    edges = hand_edges(by_hand, which, level=level, mlps=mlps)
+    effects = PATHS if mlps == "recompute" else DIRECT
+    if level is Level.EDGE:
+        effects = {name.replace("<v>", ""): effect for name, effect in effects.items()}
+    assert set(effects) < {str(edge) for edge in edges.graph}
+    assert_lowers(edges.alone(edges.graph.edges), [effects.get(str(edge), 0.0) for edge in edges.graph])
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
+def test_whole_masks_by_hand(by_hand, which):
+    edges = hand_edges(by_hand, which)
+    masks = [edges.graph.without(edges.graph.full(), names.split()) for names in REMOVED]
+    singles = [edges.graph.without(edges.graph.full(), [name]) for name in DIRECT]
+    # With no edge left every reader sees the circuit on the corrupt prompts.
+    values = edges.score(torch.stack([*masks, *singles, edges.graph.empty()]))
+    assert_lowers(values, [*REMOVED.values(), *DIRECT.values(), 36.0])
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
+def test_direct_effects_of_a_linear_models_sender_sum_to_its_total_effect(by_hand, which):
+    edges = hand_edges(by_hand, which, mlps="freeze")
+    effects = BASE - edges.alone(edges.graph.edges)
+    for name, total in TOTAL.items():
+        outgoing = [place for place, edge in enumerate(edges.graph) if str(edge.src) == name]
+        torch.testing.assert_close(effects[outgoing].sum(0), total * (CLEAN - CORRUPT), rtol=0, atol=1e-2)
+        assert total == sum(effect for edge, effect in DIRECT.items() if edge.startswith(f"{name}->"))
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
+def test_the_total_effect_is_that_of_giving_the_sender_its_corrupt_output(which):
+    """In any model: a mask without all outgoing edges of a sender against that output put in by a plain hook."""
+    model, prompts = shared_model("gpt_neox", 3, 2), tiny_prompts(4, 4)
+    edges = both(model, prompts, Zero(), Circuit(model.graph.nodes, 3, 2))[which]
+    masks = [torch.tensor([str(edge.src) != name for edge in edges.graph]) for name in ("m1", "m0")]
+    for name, values in zip(("m1", "m0"), edges.score(torch.stack(masks)), strict=True):
+        mlp, seen = model.module(int(name[1:]), "mlp"), []
+        handle = mlp.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
+        model.hf(prompts.corrupt)
+        handle.remove()
+        handle = mlp.register_forward_hook(lambda module, args, out, seen=seen: seen[0])
+        logits = model.hf(prompts.clean).logits[:, -1]
+        handle.remove()
+        expected = logits.gather(1, prompts.answers[:, None]) - logits.gather(1, prompts.wrongs[:, None])
+        assert difference(values, expected[:, 0]) < TOLERANCE
+
+
+# --- Against the naive oracle -----------------------------------------------------------------------------------------------------------
+
+CASES = [
+    (family, list(PATCHERS)[(2 * place + way) % len(PATCHERS)], LEVELS[(place + way) % 2], WAYS[way])
+    for (place, family), way in product(enumerate(ADDITIVE), range(2))
+]
+
+
+def assert_agree(model: HookedModel, patcher, level: Level, mlps: str, seed: int = 0) -> None:
+    """A random circuit, some of its edges alone, and masks from sparse to dense; slices of three prompts and passes of a few edges."""
+    circuit = Circuit.of(model.graph, random_masks(1, len(model.graph), seed, keep=0.7)[0])
+    fast, naive = both(model, tiny_prompts(4, 4, seed=seed), patcher, circuit, max_rows=7 if seed % 2 else 3, level=level, mlps=mlps)
+    generator = torch.Generator().manual_seed(seed)
+    some = [fast.graph.edges[place] for place in torch.randperm(len(fast.graph), generator=generator)[:5].tolist()]
+    masks = torch.rand(2, len(fast.graph), generator=generator) < torch.tensor([0.5, 0.95])[:, None]
+    expected = torch.cat([naive.alone(some), naive.score(masks)])
+    assert difference(torch.cat([fast.alone(some), fast.score(masks)]), expected) < TOLERANCE
+    unpatched = naive.score(naive.graph.full()[None])
+    assert ((expected - unpatched).abs() > 0.01 * expected.std()).any(1).sum() >= 3  # else the comparison would be of nothing
+
+
+@pytest.mark.parametrize("seed_and_case", list(enumerate(CASES)), ids=lambda case: "-".join(map(str, case[1])))
+def test_fast_and_naive_agree(seed_and_case):
+    """Every family with both levels and both ways, and every patcher; two query heads a key and value head where the family groups them."""
+    seed, (family, name, level, mlps) = seed_and_case
+    assert_agree(shared_model(family, 3, 4), PATCHERS[name], level, mlps, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ADDITIVE)
+def test_fast_and_naive_agree_everywhere(family):
+    """Every patcher and way in every family."""
+    for seed, patcher in enumerate(PATCHERS.values()):
+        for mlps in WAYS:
+            assert_agree(shared_model(family, 3, 4), patcher, Level.EDGE_QKV, mlps, seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "mlps"), [("halfway", "edge_qkv", "recompute"), ("zero", "edge", "freeze"), ("shrunk", "edge_qkv", "freeze")]
+)
+def test_fast_and_naive_agree_with_four_query_heads_and_one_key_and_value_head(name, level, mlps):
+    assert_agree(multi_query(), PATCHERS[name], Level(level), mlps)
+
+
+@pytest.mark.parametrize(("family", "name"), [("gpt2", "conditional_group"), ("gpt2", "halfway"), ("gpt_neox_parallel", "conditional_all")])
+def test_mlps_outside_of_the_circuit_are_replaced_alike(family, name):
+    """Only heads are members, so that every MLP is replaced: by means under just these heads, or by what reads the activation."""
+    model = shared_model(family, 3, 2)
+    circuit = Circuit(nodes("a0.h0", "a1.h0", "a1.h1", "a2.h1"), 3, 2)
+    fast, naive = both(model, tiny_prompts(5, 4, n_groups=3), PATCHERS[name], circuit, max_rows=4)
+    masks = random_masks(2, len(fast.graph))
+    found, expected = (torch.cat([edges.alone(edges.graph.edges[::5]), edges.score(masks)]) for edges in (fast, naive))
+    assert difference(found, expected) < TOLERANCE
+
+
+def test_the_self_check_of_an_edge_stage(monkeypatch):
+    edges = edges_of(engines(shared_model("llama", 3, 4), tiny_prompts(4, 4), Mean())[0])
+    check_edges(edges)
+    correct = PackedEdges.alone
+    monkeypatch.setattr(PackedEdges, "alone", lambda self, some: correct(self, some) * 1.01)
+    with pytest.raises(MeasurementError, match="fast and the naive path give different scores for edges"):
+        check_edges(edges)
+
+
+@pytest.mark.parametrize(("family", "mlps"), [("gpt2", "recompute"), ("llama", "freeze")])
+def test_in_bfloat16_the_fast_path_is_as_close_to_float32_as_the_naive_one(family, mlps):
+    half = tiny_model(family, n_heads=4, dtype=torch.bfloat16)
+    exact = tiny_model(family, n_heads=4)
+    with torch.no_grad():
+        for parameter, rounded in zip(exact.hf.parameters(), half.hf.parameters(), strict=True):
+            parameter.copy_(rounded)
+    circuit = Circuit.of(half.graph, random_masks(1, len(half.graph), seed=1, keep=0.7)[0])
+    fast, naive = both(half, tiny_prompts(4, 4), Mean(), circuit, mlps=mlps)
+    expected, _ = both(exact, tiny_prompts(4, 4), Mean(), circuit, mlps=mlps)
+    some, masks = fast.graph.edges[::9], random_masks(2, len(fast.graph))
+    rounding, allowed = (
+        difference(torch.cat([edges.alone(some), edges.score(masks)]), torch.cat([expected.alone(some), expected.score(masks)]))
+        for edges in (fast, naive)
+    )
+    assert rounding < 2 * allowed < 0.5
+
+
+# --- What must hold ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mean_all", "conditional_group", "resample", "halfway"])
+def test_with_every_edge_the_circuit_is_the_node_circuit_to_the_last_bit(name):
+    fast, naive = engines(shared_model("qwen2", 3, 4), tiny_prompts(4, 4), PATCHERS[name])
+    for engine in (fast, naive):
+        edges = edges_of(engine)
+        values = edges.score(torch.stack([edges.graph.full(), edges.graph.empty(), edges.graph.full()]))
+        expected = engine.score(edges.mask[None])[0]
+        if engine is fast:
+            assert torch.equal(values[0], expected) and torch.equal(values[2], expected)
+        assert difference(values[0], expected) < TOLERANCE and difference(values[1], expected) > 0.01
+
+
+@pytest.mark.parametrize("family", ADDITIVE)
+def test_a_circuit_run_layer_by_layer_gives_the_engines_logits(family):
+    """From the states held at every layer, and from the heads' outputs that are held there."""
+    engine = engines(shared_model(family, 3, 4), tiny_prompts(4, 4), Mean("conditional"))[0]
+    edges = edges_of(engine)
+    rows = slice(1, 4)
+    expected = logits_of(engine, edges.mask[None])[0, rows]
+    states = edges.layers.states(engine.prompts.clean[rows], rows)
+    for layer, (resid, z) in enumerate(zip(states.resid, states.z, strict=True)):
+        assert difference(edges.layers.logits(layer, resid, rows), expected) < TOLERANCE
+        assert difference(edges.layers.logits(layer, resid, rows, z), expected) < TOLERANCE
+    assert difference(edges.layers.logits(3, states.final, rows), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(("family", "name"), [("llama", "mean_group"), ("gpt_neox_parallel", "halfway"), ("gpt2", "conditional_all")])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_frozen_edge_is_the_mask_without_it(family, name, level):
+    engine = engines(shared_model(family, 3, 4), tiny_prompts(4, 4), PATCHERS[name])[0]
+    edges = edges_of(engine, level=level, mlps="freeze")
+    masks = torch.stack([edges.graph.without(edges.graph.full(), [edge]) for edge in edges.graph])
+    alone = edges.alone(edges.graph.edges)
+    assert difference(edges.score(masks), alone) < TOLERANCE
+    assert (alone - engine.score(edges.mask[None])).abs().max() > 0.1 * alone.std()
+
+
+@pytest.mark.parametrize(
+    ("engine_class", "name"), [(PackedEngine, "zero"), (PackedEngine, "conditional_all"), (ReferenceEngine, "mean_all")]
+)
+def test_edges_that_lead_nowhere_change_nothing(engine_class, name):
+    """A node none of whose kept edges leads to the logits may lose all that lead into it."""
+    engine = engine_class(shared_model("mistral", 3, 4), tiny_prompts(4, 4), PATCHERS[name], LogitDiff())
+    edges = edges_of(engine)
+    masks = random_masks(2, len(edges.graph), keep=0.4)
+    into_logits = torch.tensor([edge.dst == LOGITS for edge in edges.graph])
+    masks[:, into_logits] = torch.tensor([edge.src.layer < 2 for edge in edges.graph if edge.dst == LOGITS])
+    live = torch.stack([edges.graph.mask(edges.graph.live(mask)[1]) for mask in masks])
+    assert (live.sum(1) < masks.sum(1)).all() and (live.sum(1) > into_logits.sum()).all()
+    assert difference(edges.score(live), edges.score(masks)) < TOLERANCE
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
+def test_heads_that_share_keys_and_values_are_left_alone(which):
+    """a1.h0 writes nothing, so whatever it reads changes no score, though a1.h1 uses the same keys and values."""
+    model = tiny_model("llama", n_heads=4)
+    with torch.no_grad():
+        model.module(1, "out_proj").weight[:, : model.d_head] = 0.0
+    circuit = Circuit(nodes("a0.h1", "m0", "a1.h0", "a1.h1", "m2"), 3, 4)
+    edges = both(model, tiny_prompts(4, 4), Mean(), circuit)[which]
+    full = edges.graph.full()
+    whole = edges.score(full[None])[0]
+    for head, changes in ((0, False), (1, True)):
+        for port in "qkv":
+            into = [Edge.parse(f"{src}->a1.h{head}<{port}>") for src in ("input", "a0.h1", "m0")]
+            found = torch.cat([edges.alone(into), edges.score(edges.graph.without(full, into)[None])])
+            moved = (found - whole).abs().amax(1) / whole.std()
+            assert (moved > 1e-3).all() if changes else (moved < TOLERANCE).all()
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
+def test_a_head_is_patched_whole_when_ports_are_not_split(which):
+    """An edge into the head is its three edges into queries, keys and values at once, and not the sum of what they do."""
+    model, prompts = shared_model("gpt2", 3, 4), tiny_prompts(4, 4)
+    circuit = Circuit(nodes("a0.h1", "m0", "a1.h1", "m2"), 3, 4)
+    whole, split = (both(model, prompts, Mean(), circuit, level=level, mlps="freeze")[which] for level in LEVELS[::-1])
+    into = ["a0.h1->a1.h1<q>", "a0.h1->a1.h1<k>", "a0.h1->a1.h1<v>"]
+    expected = split.score(split.graph.without(split.graph.full(), into)[None])
+    assert difference(whole.alone([Edge.parse("a0.h1->a1.h1")]), expected) < TOLERANCE
+    none = split.score(split.graph.full()[None])
+    summed = none + (split.alone([Edge.parse(name) for name in into]) - none).sum(0)
+    assert difference(summed, expected) > 1e-3
+
+
+def test_the_order_in_which_edges_are_asked_for_changes_nothing():
+    edges = edges_of(engines(shared_model("llama", 3, 4), tiny_prompts(4, 4), Mean(), max_rows=8)[0])
+    every = edges.alone(edges.graph.edges)
+    some = [edges.graph.edges[place] for place in (9, 3, -1, 3)]
+    assert difference(edges.alone(some), every[[9, 3, -1, 3]]) < TOLERANCE
+    assert edges.alone([]).shape == (0, 4)
+
+
+# --- What it costs, counted -------------------------------------------------------------------------------------------------------------
+
+N_LAYERS = 3
+
+
+def counted(max_rows: int | None, mlps: str = "recompute", n: int = 4) -> tuple[PackedEngine, PackedEdges]:
+    """An engine that has made its replacements, and whose work is counted from here on."""
+    model = shared_model("gpt2", N_LAYERS, 4)
+    engine = PackedEngine(model, tiny_prompts(n, 4), Mean(), LogitDiff(), max_rows=max_rows)
+    edges = PackedEdges(engine, Circuit(nodes("a0.h1", "m0", "a1.h0", "a1.h3", "m1", "a2.h2", "m2"), N_LAYERS, 4), mlps=mlps)
+    engine.score(engine.graph.full()[None])  # the untouched model, which every metric is held against
+    return engine, edges
+
+
+def into_layers(graph: EdgeGraph) -> tuple[list[int], list[int]]:
+    """How many edges lead into the heads and into the MLP of each layer: 3, 3 x 2 x 3, 3 x 6 and 2, 5, 7 here."""
+    heads = [sum(edge.dst.head is not None and edge.dst.layer == layer for edge in graph) for layer in range(N_LAYERS)]
+    mlps = [sum(edge.dst == Node.of_mlp(layer) for edge in graph) for layer in range(N_LAYERS)]
+    return heads, mlps
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "n", "mlps"), [(None, 4, "recompute"), (8, 4, "freeze"), (13, 4, "recompute"), (3, 7, "recompute"), (1, 2, "freeze")]
+)
+def test_passes_for_every_edge(max_rows, n, mlps):
+    """Edges into heads of layer l compute layers l and on, those into its MLP layers l + 1 and on, those into m2 and the logits none.
+
+    Passes of one receiver's layer are full but the last. So, a slice: one for the states, the edges that need layers over the edges that
+    fit a pass, and at most one more for each of the 2 x 3 - 1 places of receivers that need layers.
+    """
+    engine, edges = counted(max_rows, mlps, n)
+    assert into_layers(edges.graph) == ([3, 18, 18], [2, 5, 7])
+    heads, into_mlps = into_layers(edges.graph)
+    before = engine.work.passes, engine.work.layer_rows
+    edges.alone(edges.graph.edges)
+    passes, layer_rows = engine.work.passes - before[0], engine.work.layer_rows - before[1]
+    assert layer_rows == n * (2 * 3 + 3 * heads[0] + 2 * heads[1] + heads[2] + 2 * into_mlps[0] + into_mlps[1])
+    needing = sum(heads) + sum(into_mlps[:-1])
+    step = min(max_rows or n, n)
+    slices = [min(step, n - first) for first in range(0, n, step)]
+    copies = [max(1, engine.budget.rows // rows) for rows in slices]
+    exact = sum(1 + sum(ceil(part / fit) for part in (*heads, *into_mlps[:-1])) for fit in copies)
+    assert passes == exact <= sum(1 + ceil(needing / fit) + 2 * N_LAYERS - 1 for fit in copies)
+
+
+def test_states_are_computed_once_a_slice():
+    engine, edges = counted(max_rows=3, n=7)
+    edges.alone(edges.graph.edges[:1])
+    before = engine.work.layer_rows
+    edges.alone([Edge.parse("m2->logits")])
+    edges.alone([Edge.parse("a1.h0->m2")])  # from layer 3 on: nothing but the unembedding
+    edges.score(edges.graph.without(edges.graph.full(), ["input->logits"])[None])
+    assert engine.work.layer_rows == before
+
+
+@pytest.mark.parametrize("max_rows", [None, 9, 3])
+def test_no_pass_is_larger_than_allowed(max_rows, monkeypatch):
+    engine, edges = counted(max_rows)
+    rows, run = [], HookedModel.run
+    monkeypatch.setattr(HookedModel, "run", lambda self, ids, *args, **kwargs: rows.append(len(ids)) or run(self, ids, *args, **kwargs))
+    edges.alone(edges.graph.edges)
+    edges.score(random_masks(7, len(edges.graph)))
+    assert max(rows) <= engine.budget.rows and (max_rows is None or max(rows) > max_rows / 2)
+
+
+def test_modules_outside_of_the_circuit_are_left_uncomputed():
+    """No MLP but the last, and no head of the last layer, is a member: these may break."""
+    model = tiny_model("gpt2")
+    edges = both(model, tiny_prompts(4, 4), Zero(), Circuit(nodes("a1.h0", "m2"), 3, 2))[0]
+    edges.engine.score(edges.engine.graph.full()[None])  # the untouched model, which every metric is held against
+    with failing(model.module(0, "mlp"), RuntimeError("computed"), 99), failing(model.module(2, "attention"), RuntimeError("computed"), 99):
+        edges.alone(edges.graph.edges)
+        edges.score(random_masks(3, len(edges.graph)))
+
+
+def test_blank_tokens_are_not_taken_for_padding(monkeypatch):
+    """Attention that runs alone is given token 0, which is the padding of many a model; transformers would warn of it."""
+    model, blank = tiny_model("gpt2"), []
+    model.hf.config.pad_token_id = 0
+
+    def warn(self, ids, mask):
+        blank.append(mask is None and not ids.any())
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "warn_if_padding_and_no_attention_mask", warn)
+    edges = edges_of(engines(model, tiny_prompts(4, 4), Mean())[0])
+    scored(edges)
+    assert blank and not any(blank)
+
+
+# --- Memory, and the model afterwards ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fails", "rows"),
+    [
+        (lambda call, rows: call in (1, 9), 4),  # in the states of the first slice, and behind them
+        (lambda call, rows: call == 30, 8),
+        (lambda call, rows: rows > 8, 8),
+        (lambda call, rows: rows > 3, 2),  # fewer than there are prompts: these are taken in slices
+    ],
+    ids=["twice", "late", "packed", "sliced"],
+)
+def test_memory_that_runs_out_in_the_middle_halves_the_passes_and_changes_no_number(fails, rows, monkeypatch):
+    expected = scored(counted(None)[1])
+    engine, edges = counted(max_rows=16)
+    calls, run = [], HookedModel.run
+
+    def sometimes(self, ids, *args, **kwargs):
+        calls.append(len(ids))
+        if fails(len(calls), len(ids)):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return run(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(HookedModel, "run", sometimes)
+    found = scored(edges)
+    assert engine.budget.rows == rows
+    for values, wanted in zip(found, expected, strict=True):
+        assert difference(values, wanted) < TOLERANCE
+
+
+def scored(edges: EdgeEngine) -> list[torch.Tensor]:
+    return [edges.alone(edges.graph.edges), edges.score(random_masks(5, len(edges.graph)))]
+
+
+def test_memory_that_does_not_hold_one_prompt_is_a_sentence(monkeypatch):
+    _, edges = counted(None)
+    monkeypatch.setattr(type(edges.layers), "attend", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    for work in (lambda: edges.alone(edges.graph.edges), lambda: edges.score(edges.graph.empty()[None])):
+        with pytest.raises(MeasurementError, match="Memory ran out in a pass with a single prompt"):
+            work()
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
+def test_the_model_is_left_as_it_was(which):
+    model = tiny_model("qwen3", n_heads=4)
+    before = state_of(model)
+    circuit = Circuit(nodes("a0.h1", "m0", "a1.h3", "m2"), 3, 4)
+    edges = both(model, tiny_prompts(4, 4), PATCHERS["halfway"], circuit)[which]
+    values = scored(edges)
+    assert same_state(before, state_of(model))
+    with failing(model.module(2, "mlp"), ValueError("half-way")), pytest.raises(ValueError, match="half-way"):
+        scored(edges)
+    assert same_state(before, state_of(model))
+    assert all(torch.equal(one, other) for one, other in zip(scored(edges), values, strict=True))
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------------------------
+
+MODEL_2X2 = Circuit(nodes("a0.h0", "m1"), 2, 2)
+
+
+@pytest.mark.parametrize("engine_class", [PackedEngine, ReferenceEngine])
+@pytest.mark.parametrize(
+    ("circuit", "options", "error", "text"),
+    [
+        (Circuit(nodes("a0.h0"), 12, 12, "gpt2-small"), {}, CircuitError, "found in gpt2-small with 12 layers x 12 heads, but .* 2 x 2"),
+        (Circuit(nodes("a0.h0"), 2, 2, "another"), {}, CircuitError, "was found in the model 'another', not in 'tiny-gpt2'"),
+        (Circuit(nodes("a0.h0"), 2, 2, level=Level.EDGE), {}, CircuitError, "circuit of edges .* and a circuit of nodes was expected"),
+        (Circuit((), 2, 2), {}, CircuitError, "The circuit is empty"),
+        (MODEL_2X2, {"level": "node"}, ConfigError, "no level of edges named 'node'.*Choices: edge, edge_qkv"),
+        (MODEL_2X2, {"level": "edges"}, ConfigError, "Did you mean 'edge'"),
+        (MODEL_2X2, {"mlps": "frozen"}, ConfigError, "no way to treat MLPs .* named 'frozen'. Did you mean 'freeze'"),
+    ],
+)
+def test_circuits_and_settings_that_do_not_fit(engine_class, circuit, options, error, text):
+    engine = engine_class(shared_model("gpt2", 2, 2), tiny_prompts(2, 3), Zero(), LogitDiff())
+    with pytest.raises(error, match=text):
+        edge_engine(engine, circuit, **options)
+
+
+def test_a_circuit_of_edges_where_one_of_nodes_is_expected():
+    engine = engines(shared_model("gpt2", 2, 2), tiny_prompts(2, 3), Zero())[0]
+    circuit = Circuit(nodes("a0.h0", "m1"), 2, 2, level=Level.EDGE, edges=(Edge.parse("a0.h0->m1"),))
+    with pytest.raises(CircuitError, match=r"Take the file of the node circuit .*Circuit.nodes_only\(\)"):
+        Knockout(circuit).discover(engine, on_step=lambda step: None)
+
+
+@pytest.mark.parametrize("engine_class", [PackedEngine, ReferenceEngine])
+def test_a_model_whose_heads_do_not_add_on_their_own(engine_class):
+    model = shared_model("gemma2", 2, 2)
+    engine = engine_class(model, tiny_prompts(2, 3), Zero(), LogitDiff())
+    with pytest.raises(ModelError, match="gemma2 puts a norm behind"):
+        edge_engine(engine, Circuit(model.graph.nodes, 2, 2))
+
+
+def test_an_engine_of_positions_and_one_of_another_kind():
+    model, prompts = shared_model("gpt2", 2, 2), tiny_prompts(2, 3)
+    with pytest.raises(CircuitError, match="Edges are between whole components"):
+        edge_engine(PackedEngine(model, prompts, Zero(), LogitDiff(), model.graph.at(["last"])), MODEL_2X2)
+
+    class Own(ReferenceEngine.__base__):
+        def passes(self, masks, base=None):
+            raise NotImplementedError
+
+        def clean_logits(self):
+            raise NotImplementedError
+
+    with pytest.raises(MeasurementError, match="scored by the packed and by the reference engine, and this is a Own"):
+        edge_engine(Own(model, prompts, Zero(), LogitDiff()), MODEL_2X2)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
+def test_edges_and_masks_of_another_graph(which):
+    edges = both(shared_model("gpt2", 2, 2), tiny_prompts(2, 3), Resample(), MODEL_2X2)[which]
+    with pytest.raises(CircuitError, match="runs against the causal order"):
+        edges.alone([Edge.parse("m1->a0.h0<q>")])
+    with pytest.raises(CircuitError, match="m0 is not among its senders"):
+        edges.alone([Edge.parse("m0->m1")])
+    full = edges.graph.full()
+    for masks in (full, full[None, 1:], full[None].float(), full[None][:0]):
+        with pytest.raises(MeasurementError, match=f"boolean table of masks x {len(full)} edges"):
+            edges.score(masks)
