@@ -143,8 +143,8 @@ def in_words(error: Exception) -> UserError | None:
         return ConfigError(f"{found} has several values, and this is no sweep. Add -m to run each of them, or write [a,b] for one list.")
     if str(error).startswith("Config group override must be"):
         return ConfigError(
-            "A group takes the name of a choice, and null is none. Expected one such as logger=jsonl, which writes to the run folder alone; "
-            "`circuitkit job=list` shows all choices."
+            "A group takes the name of a choice, and null is none. Expected one such as logger=jsonl, which writes to the run folder "
+            "alone; `circuitkit job=list` shows all choices."
         )
     cause = next((link for link in _chain(error) if isinstance(link, OmegaConfBaseException)), None)
     if cause is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +21,8 @@ from circuitkit.engine.edge_checks import check_edges, edge_engine
 from circuitkit.engine.edges import EdgeEngine, Mlps
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.guessing import Decision, Guesser
+
+_log = logging.getLogger(__name__)
 
 RULES = ("single", "cumulative")
 
@@ -69,10 +72,17 @@ class EdgePruning(Method):
         circuit = Circuit.load(self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
         edges = edge_engine(engine, circuit, level=self.level, mlps=self.mlps)
         check_edges(edges)
+        node_score = edges.percent(edges.score(edges.graph.full()[None])).item()
+        if not node_score > 100 * self.threshold:
+            _log.warning(
+                "On these prompts the circuit scores %.1f %% with all its edges, which is not above the threshold of %.1f %%: an edge goes "
+                "only if the score rises without it. Use the prompts that the circuit was found on, or a lower method.threshold.",
+                node_score, 100 * self.threshold,
+            )  # fmt: skip
         decide = self._single if self.rule == "single" else self._cumulative
         mask, scores = decide(edges, on_step, history)
         nodes, kept = edges.graph.live(mask)
-        node_score, score = edges.percent(edges.score(torch.stack([edges.graph.full(), edges.graph.mask(kept)]))).tolist()
+        score = edges.percent(edges.score(edges.graph.mask(kept)[None])).item()
         provenance = {
             "rule": self.rule,
             "mlps": self.mlps,

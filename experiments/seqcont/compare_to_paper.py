@@ -23,7 +23,7 @@ from circuitkit.core.findings import Finding
 
 HERE = Path(__file__).resolve().parent
 REFERENCE: Mapping[str, Any] = json.loads((HERE / "reference.json").read_text(encoding="utf-8"))
-FAMILIES = {"gpt2": "gpt2", "llama2_7b_chat": "llama2_7b_chat", "llama2_7b": "llama2_7b_chat"}
+FAMILIES = {"gpt2": "gpt2", "llama2_7b_chat": "llama2_7b_chat"}
 # The paper's rows of the transfer table by the names that question sets have here.
 QUESTIONS = {
     "numerals_plus_1": "+1", "numerals_plus_2": "+2", "numerals_plus_3": "+3", "numerals_plus_10": "+10",
@@ -31,6 +31,8 @@ QUESTIONS = {
     "subtraction_1_digit": "subtract_1_digit", "subtraction_2_digit": "subtract_2_digit",
 }  # fmt: skip
 SETS = {"shared16": "intersection", "numerals84": "bare_numerals", "numwords82": "bare_numwords", "months64": "bare_months"}
+# How tasks are called here whose prompts are the paper's: it has sentences for gpt2, and members alone for Llama.
+PREFIXES = {"gpt2": "", "llama2_7b_chat": "bare_"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def compare(study: Path) -> list[Line]:
     if model not in FAMILIES:
         raise UserError(f"The paper has numbers for {', '.join(FAMILIES)}, and this study is of {model!r}.")
     lines = [line for task in circuits for line in knockouts(study, task)] if FAMILIES[model] == "gpt2" else []
-    lines += [line for task, circuit in circuits.items() for line in overlap(task, circuit, REFERENCE["circuits"][FAMILIES[model]])]
+    lines += [line for task, circuit in circuits.items() for line in overlap(task, circuit, FAMILIES[model])]
     if FAMILIES[model] == "gpt2":
         return [*lines, *cross_task(study), *parts(study, circuits)]
     return [*lines, *transfer(study)]
@@ -89,10 +91,10 @@ def knockouts(study: Path, task: str) -> Iterator[Line]:
         yield from (Line("knockout", f"{task}, {name}", value, ours[name]) for name, value in paper.items())
 
 
-def overlap(task: str, circuit: Circuit, reference: Mapping[str, Any]) -> Iterator[Line]:
+def overlap(task: str, circuit: Circuit, family: str) -> Iterator[Line]:
     """A circuit beside the published one."""
-    name = task.removeprefix("bare_")
-    if name not in reference:
+    reference, name = REFERENCE["circuits"][family], task.removeprefix(PREFIXES[family])
+    if name not in reference or not task.startswith(PREFIXES[family]):
         return
     heads = {f"a{layer}.h{head}" for layer, head in reference[name]["heads"]}
     mlps = {f"m{layer}" for layer in reference[name]["mlps"]}
@@ -116,25 +118,29 @@ def cross_task(study: Path) -> Iterator[Line]:
 
 
 def parts(study: Path, tasks: Sequence[str] | Mapping[str, Any]) -> Iterator[Line]:
-    """The logit lens' switch behind MLP 9 and the OV scores of head 9.1."""
+    """The logit lens' switch in block 9, of which the paper has seen only the end, and the OV scores of head 9.1."""
     for task in tasks:
         body = _body(study / "roles" / task / "roles.json")
         lens, ov = body.get("logit_lens"), body.get("ov")
         if lens and task in REFERENCE["logit_lens_mlp9_switch_fraction"]:
             share = REFERENCE["logit_lens_mlp9_switch_fraction"][task]
-            yield Line("parts", f"{task}, share that switches at m9", share, lens["switch"].get("m9", 0) / lens["n"])
-        for score, value in REFERENCE["ov_scores_head_9_1"].get(task, {}).items() if ov else ():
-            yield Line("parts", f"{task}, {score} score of a9.h1 in %", value, ov[score]["a9.h1"])
+            ours = sum(lens["switch"].get(site, 0) for site in ("a9", "m9")) / lens["n"]
+            yield Line("parts", f"{task}, share that switches at a9 or m9", share, ours)
+        if ov:
+            for score, value in REFERENCE["ov_scores_head_9_1"].get(task, {}).items():
+                yield Line("parts", f"{task}, {score} score of a9.h1 in %", value, ov[score]["a9.h1"])
 
 
 def transfer(study: Path) -> Iterator[Line]:
     """Accuracy without sets of heads, cell by cell."""
-    accuracy = _body(study / "transfer" / "transfer.json").get("accuracy", {})
+    body = _body(study / "transfer" / "transfer.json")
+    accuracy, removed = body.get("accuracy", {}), {each["label"] for each in body.get("sets", ()) if not each["control"]}
+    same = removed == set(SETS.values())  # else the intersection is of other circuits than the paper's
     table = REFERENCE["llama2_7b_chat_zero_ablation_accuracy"]
     for ours, paper in QUESTIONS.items():
         for column, value in zip(table["columns"], table[paper], strict=True):
             label = SETS.get(column)
-            if label in accuracy.get(ours, {}):
+            if label in accuracy.get(ours, {}) and (same or label != "intersection"):
                 yield Line("transfer", f"{ours} without {label}", value, accuracy[ours][label]["mean"])
 
 

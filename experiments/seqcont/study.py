@@ -69,7 +69,7 @@ def commands(study: DictConfig, folder: Path, prompts: Sequence[str]) -> Iterato
     tasks = f"tasks=[{','.join(study.tasks)}]"
     against = f"controls=[{','.join(map(str, controls.values()))}]"
     yield Command("cross_task", ("job=cross_task", circuits, tasks, against, *drawn, *study.cross_task), "cross_task.json")
-    sets = ",".join(f"{task}:{circuit}" for task, circuit in found.items())
+    sets = ",".join(f"{task}:{found[task]}" for task in study.get("removed", study.tasks))
     yield Command("transfer", ("job=transfer", f"sets={{{sets}}}", *study.transfer), "transfer.json")
     yield Command("", ("job=report", f"run={folder}"), None)
 
@@ -78,11 +78,12 @@ def run(experiment: str, folder: Path, prompts: Sequence[str] = ()) -> None:
     """Runs what has not finished, then writes the tables.
 
     Raises:
-        SystemExit: A command failed; it has said why.
+        SystemExit: A command failed, or the folder is of other settings; it was said why.
     """
-    study = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").study
+    settings = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
     folder = folder.resolve()
-    for command in commands(study, folder, prompts):
+    _note(OmegaConf.to_yaml({"experiment": experiment, "prompts": list(prompts), "settings": settings}), folder)
+    for command in commands(settings.study, folder, prompts):
         place = folder / command.folder
         if command.result is not None and (place / command.result).is_file():
             continue
@@ -95,6 +96,18 @@ def run(experiment: str, folder: Path, prompts: Sequence[str] = ()) -> None:
         sys.stdout.write(f"({time.perf_counter() - started:.1f} s)\n")
     written = tables.write(tables.read(folder), folder / "tables")
     sys.stdout.write(f"\nwritten: {' '.join(str(path) for path in written)}\n")
+
+
+def _note(settings: str, folder: Path) -> None:
+    """Keeps what a study is run with: what is left out because it has finished must have run with the same."""
+    path, has_begun = folder / "study.yaml", any(folder.glob("nodes/*/circuit.json"))
+    if has_begun and path.is_file() and path.read_text(encoding="utf-8") != settings:
+        sys.exit(f"{folder} holds a study with other settings, see {path.name} there. Name another folder (--dir), or remove that one.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(settings, encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"Expected to be able to write into {folder}, but: {error}. Name another folder (--dir).")
 
 
 def _control(name: str, folder: Path) -> Path:

@@ -66,18 +66,27 @@ def strays(found: Tables, expected: Path) -> list[str]:
         for line in csv.DictReader(opened):
             cell = _cell(found, line["table"], line["row"], line["column"])
             where = f"{line['table']}, {line['row']}, {line['column']}"
+            wanted = f"{line['low']} to {line['high']}" if line["high"] else line["low"]
             if cell in (None, ""):
-                sentences.append(f"{where}: nothing was found, expected {line['low']} to {line['high']}.")
+                sentences.append(f"{where}: nothing was found, expected {wanted}.")
             elif not line["high"]:
                 if line["low"] not in str(cell).split():
                     sentences.append(f"{where}: {line['low']} is not in {cell}.")
-            elif not float(line["low"]) <= float(cell) <= float(line["high"]):
-                sentences.append(f"{where}: found {cell}, expected {line['low']} to {line['high']}.")
+            elif not float(line["low"]) <= _number(cell) <= float(line["high"]):
+                sentences.append(f"{where}: found {cell}, expected {wanted}.")
     return sentences
 
 
 def _cell(found: Tables, table: str, row: str, column: str) -> Any:
     return next((each.get(column) for each in found.get(table, ()) if next(iter(each.values())) == row), None)
+
+
+def _number(cell: Any) -> float:
+    """A cell as a number; one that is none lies in no range."""
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")
 
 
 def _body(folder: Path, kind: str) -> Mapping[str, Any]:
@@ -140,8 +149,9 @@ def _stability(study: Path, task: str) -> Row:
 
 def _compare(body: Mapping[str, Any]) -> Iterator[Row]:
     for pair in body["pairs"]:
-        numbers = {key: _short(pair[key], 4) for key in ("jaccard", "containment", "p_value")}
-        yield {"pair": f"{pair['a']}&{pair['b']}", "shared": pair["shared"], **numbers}
+        numbers = {key: _short(pair[key], 4) for key in ("jaccard", "containment")}
+        chance = None if pair["p_value"] is None else f"{pair['p_value']:.2g}"  # however small, it is not 0
+        yield {"pair": f"{pair['a']}&{pair['b']}", "shared": pair["shared"], **numbers, "p_value": chance}
     yield {"pair": "all", "shared": len(body["shared_by_all"]), "members": " ".join(body["shared_by_all"])}
 
 

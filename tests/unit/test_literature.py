@@ -25,6 +25,7 @@ def written(folder, body):
         ({"heads": [[0, 1]], "mlps": "all"}, ("a0.h1", "m0", "m1")),
         ({"heads": [[0, 1]]}, ("a0.h1",)),
         ({"mlps": [0]}, ("m0",)),
+        ({"source": "a paper", "mlps": [0]}, ("m0",)),
         ({"heads": "all", "mlps": []}, ("a0.h0", "a0.h1", "a1.h0", "a1.h1")),
     ],
 )
@@ -53,6 +54,7 @@ def test_our_own_files_are_read_too(tmp_path):
         ([], "found a list"),
         ({}, "found a dict"),
         ({"nodes": ["m0"]}, "found the entries nodes"),
+        ({"source": "a paper"}, "found the entries source"),
         ({"heads": [[0, 1, 2]]}, r"heads must be .* found \[\[0, 1, 2\]\]"),
         ({"heads": [[0, 1.0]]}, "heads must be"),
         ({"heads": [[True, 0]]}, "heads must be"),
