@@ -143,9 +143,10 @@ class Engine(ABC):
                 f"The base must be one mask of {len(self.graph)} units, found {tuple(base.shape)} of {base.dtype}. "
                 "Make it with engine.graph."
             )
+        clean = self._clean  # before the passes, whose held states it would replace
         values = torch.empty(len(masks), len(self.prompts))
         for chosen, rows, logits in self.passes(masks, base):
-            values[chosen, rows] = self.measure(logits, rows)
+            values[chosen, rows] = self._measured(logits, rows, clean)
         return values
 
     def percent(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Float[Tensor, "mask"]:
@@ -176,8 +177,11 @@ class Engine(ABC):
 
     def measure(self, logits: Logits, rows: slice) -> Values:
         """The metric on logits of some prompts."""
+        return self._measured(logits, rows, self._clean)
+
+    def _measured(self, logits: Logits, rows: slice, clean: Logits) -> Values:
         prompts = self.prompts.take(range(rows.start, rows.stop))
-        return self.metric.score(logits, prompts, clean_logits=self._clean[rows].to(logits.device)).float().cpu()
+        return self.metric.score(logits, prompts, clean_logits=clean[rows].to(logits.device)).float().cpu()
 
     def _checked(self, masks: Masks) -> Masks:
         if masks.ndim != 2 or masks.shape[1] != len(self.graph) or masks.dtype != torch.bool:

@@ -37,7 +37,8 @@ class ReferenceEngine(Engine):
             sources = self._sources_for(removed)
             for rows in self.slices():
                 with self._replaced(removed, sources, rows, self.prompts.clean):
-                    yield torch.tensor([index]), rows, self.forward(self.prompts.clean[rows])[None]
+                    logits = self.forward(self.prompts.clean[rows])
+                yield torch.tensor([index]), rows, logits[None]  # with no hook left: the caller may run the model
 
     def clean_logits(self) -> Logits:
         return torch.cat([self.forward(self.prompts.clean[rows]) for rows in self.slices()])

@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
-from models_for_tests import tiny_prompts
+from models_for_tests import random_masks, solvable_prompts, tiny_model, tiny_prompts
 
 from circuitkit.core.errors import ConfigError, MeasurementError
 from circuitkit.core.graph import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.base import Baseline
+from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.reference import ReferenceEngine
 from circuitkit.engine.replacements import GroupMean, entries
 from circuitkit.metrics import KL, Accuracy, AnswerRank, Floor, LogitDiff, ProbDiff
 from circuitkit.patchers import Mean, Needs, Resample, Zero
@@ -164,3 +166,32 @@ def test_directions_and_units():
         "answer_rank": ("tokens", False, "patched"),
         "kl": ("nats", False, "patched"),
     }
+
+
+@pytest.mark.parametrize("engine", [PackedEngine, ReferenceEngine])
+def test_a_metric_that_compares_gets_the_untouched_model_whatever_is_scored_first(engine):
+    """Clean logits are first needed in the middle of a score, where a pass under hooks could give them."""
+    model = tiny_model("llama")
+    prompts = solvable_prompts(model, n=5)
+    masks = random_masks(3, len(model.graph))
+    with torch.no_grad():
+        clean = model.hf(prompts.clean).logits[:, -1].float()
+
+    class Seen(LogitDiff):
+        def score(self, logits, prompts, *, clean_logits=None):
+            seen.append(clean_logits)
+            return super().score(logits, prompts, clean_logits=clean_logits)
+
+    seen = []
+    engine(model, prompts, Mean(), Seen(), max_rows=2).score(masks)
+    assert len(seen) == 9 or engine is PackedEngine
+    assert all(any(torch.allclose(each, clean[first : first + len(each)], atol=1e-5) for first in range(len(clean))) for each in seen)
+
+
+def test_no_hook_is_left_while_the_naive_engine_hands_out_logits():
+    model = tiny_model("gpt2")
+    prompts = solvable_prompts(model, n=4)
+    with torch.no_grad():
+        clean = model.hf(prompts.clean).logits
+        for _ in ReferenceEngine(model, prompts, Mean(), LogitDiff()).passes(model.graph.empty()[None]):
+            assert torch.equal(model.hf(prompts.clean).logits, clean)

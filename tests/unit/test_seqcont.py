@@ -93,7 +93,7 @@ CORRUPTIONS = ["random", "repeat_last", "repeat_all", "shuffled", "other_kind"]
     ("experiment", "folder", "prompts", "arrive"),
     [
         ("gpt2", "nodes/numerals", (), {**GPT2, "task.n": 512, "method.threshold": 0.8, "method.max_sweeps": None}),
-        ("gpt2", "edges/numerals", (), {**GPT2, "task.n": 128, "method.circuit": f"{FOLDER}/nodes/numerals/circuit.json"}),
+        ("gpt2", "edges/numerals", (), {**GPT2, "task.n": 512, "method.circuit": f"{FOLDER}/nodes/numerals/circuit.json"}),
         ("gpt2", "evaluation/numerals", (), {**GPT2, "task.n": 512, "draws": 50, "circuit": f"{FOLDER}/nodes/numerals/circuit.json"}),
         ("gpt2", "stability/numerals", (), {**GPT2, "task.n": 128, "corruptions": CORRUPTIONS, "thresholds": [0.8, 0.7, 0.9]}),
         ("gpt2", "cross_task", (), {**GPT2, "tasks": list(SENTENCES), "controls": [str(SEQCONT / "circuits/ioi_gpt2.json")]}),
@@ -101,7 +101,7 @@ CORRUPTIONS = ["random", "repeat_last", "repeat_all", "shuffled", "other_kind"]
         ("llama2_7b", "nodes/bare_numerals", (), {**LLAMA, "task.n": 5, "method.max_sweeps": 1, "patcher.means": "plain"}),
         ("llama2_7b", "stability/bare_numerals", (), {**LLAMA, "orders": ["backward"], "thresholds": [0.8], "method.max_sweeps": 1}),
         ("llama2_7b", "cross_task", (), {**LLAMA, "tasks": list(BARE), "controls": []}),
-        ("tiny_gpt2", "edges/months", (), {"model.name": "tiny_gpt2", "task.n": 8}),
+        ("tiny_gpt2", "edges/months", (), {"model.name": "tiny_gpt2", "task.n": 64}),
         ("tiny_llama", "cross_task", (), {"model.name": "tiny_llama", "task.n": 64, "controls": [f"{FOLDER}/nodes/ioi/circuit.json"]}),
         ("gpt2", "edges/months", ("task.n=5",), {**GPT2, "task.n": 5}),
         ("gpt2", "stability/months", ("task.n=5",), {**GPT2, "task.n": 5}),
@@ -387,7 +387,7 @@ def test_nothing_to_compare_is_a_sentence(tmp_path, capsys):
     assert "Run study.py first" in refused(tmp_path)
     assert "Run study.py first" in refused(tmp_path / "none")
     Circuit((Node.of_mlp(0),), 4, 8, "tiny_gpt2", 81.0).save(tmp_path / "nodes/months/circuit.json")
-    assert "numbers for gpt2, llama2_7b_chat, llama2_7b, and this study is of 'tiny_gpt2'" in refused(tmp_path)
+    assert "numbers for gpt2, llama2_7b_chat, and this study is of 'tiny_gpt2'" in refused(tmp_path)
     path = published("months", "gpt2").save(tmp_path / "nodes/months/circuit.json")
     path.write_text(path.read_text()[:99])
     assert "is not a whole JSON file" in refused(tmp_path)
