@@ -23,6 +23,7 @@ from circuitkit.engine.lane import Lane, ReplacementsFor, Work
 from circuitkit.engine.memory import RowBudget, is_out_of_memory
 from circuitkit.engine.reference import ReferenceEngine
 from circuitkit.engine.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
+from circuitkit.models.allocator import keep_freed_memory
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class PackedEngine(Engine):
 
     def __init__(self, *args: Any, max_rows: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.model.device.type == "cpu":
+            keep_freed_memory()
         self.work = Work()
         self.budget = RowBudget(self.model, self.prompts.n_pos, max_rows)
         self._layout = Layout(self.graph, self.prompts)

@@ -15,6 +15,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.dry import DryEngine
 from circuitkit.methods import IterativePruning, Knockout
 from circuitkit.metrics import LogitDiff
+from circuitkit.models import allocator
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Patcher
 
@@ -89,3 +90,22 @@ def test_an_edit_that_stays_behind_is_noticed():
 
     with pytest.raises((RuntimeError, NotImplementedError), match="device|meta"):
         search(halved("llama"), StaysBehind(), None, 100.0)
+
+
+def test_freed_memory_is_kept_only_where_the_user_has_not_chosen(monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    asked = []
+
+    class Library:
+        def mallopt(self, *arguments):
+            asked.append(arguments)
+            return 1
+
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: Library())
+    ask = allocator.keep_freed_memory.__wrapped__  # it is asked once a process
+    assert ask() and asked == [(-3, 1 << 25), (-1, 1 << 29)]
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())  # no glibc
+    assert not ask()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    assert not ask() and len(asked) == 2
