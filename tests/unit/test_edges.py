@@ -307,11 +307,11 @@ def test_a_circuit_run_layer_by_layer_gives_the_engines_logits(family):
     edges = edges_of(engine)
     rows = slice(1, 4)
     expected = logits_of(engine, edges.mask[None])[0, rows]
-    states = edges.layers.states(engine.prompts.clean[rows], rows)
+    states = edges.passes.layers.states(engine.prompts.clean[rows], rows)
     for layer, (resid, z) in enumerate(zip(states.resid, states.z, strict=True)):
-        assert difference(edges.layers.logits(layer, resid, rows), expected) < TOLERANCE
-        assert difference(edges.layers.logits(layer, resid, rows, z), expected) < TOLERANCE
-    assert difference(edges.layers.logits(3, states.final, rows), expected) < TOLERANCE
+        assert difference(edges.passes.layers.logits(layer, resid, rows), expected) < TOLERANCE
+        assert difference(edges.passes.layers.logits(layer, resid, rows, z), expected) < TOLERANCE
+    assert difference(edges.passes.layers.logits(3, states.final, rows), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize(("family", "name"), [("llama", "mean_group"), ("gpt_neox_parallel", "halfway"), ("gpt2", "conditional_all")])
@@ -506,7 +506,7 @@ def scored(edges: EdgeEngine) -> list[torch.Tensor]:
 
 def test_memory_that_does_not_hold_one_prompt_is_a_sentence(monkeypatch):
     _, edges = counted(None)
-    monkeypatch.setattr(type(edges.layers), "attend", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(type(edges.passes.layers), "attend", lambda *_: (_ for _ in ()).throw(MemoryError()))
     for work in (lambda: edges.alone(edges.graph.edges), lambda: edges.score(edges.graph.empty()[None])):
         with pytest.raises(MeasurementError, match="Memory ran out in a pass with a single prompt"):
             work()

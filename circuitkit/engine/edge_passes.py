@@ -1,0 +1,123 @@
+"""What passes over edges share: states of the circuit that are held, slices of prompts that fit, and logits from a layer on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitkit.core.edge_graph import EdgeGraph
+from circuitkit.core.graph import Kind, Node
+from circuitkit.core.shapes import Values
+from circuitkit.engine.circuit_layers import CircuitLayers, States
+from circuitkit.engine.memory import free_bytes, is_out_of_memory
+from circuitkit.engine.packed import PackedEngine
+from circuitkit.models.hooked import Heads, Resid
+
+Shift = Float[Tensor, "prompt pos d_model"]
+"""By how much the residual stream that someone reads differs from that of the clean run, float32."""
+Held = tuple[States, States]
+"""States of the circuit on clean and on corrupt prompts."""
+
+
+class EdgePasses:
+    """Runs a circuit from held states. Final.
+
+    Args:
+        engine: For nodes; its row budget bounds the passes here too.
+        graph: The edges.
+        mask: The circuit.
+
+    Attributes:
+        model: The model.
+        graph: The edges.
+        layers: The circuit, layer by layer.
+    """
+
+    def __init__(self, engine: PackedEngine, graph: EdgeGraph, mask: Bool[Tensor, "node"]) -> None:
+        self.model = engine.model
+        self.graph = graph
+        self.layers = CircuitLayers(engine.model, mask, engine.replacements(mask), skip=engine.skips)
+        self._engine = engine
+        self._held: dict[tuple[int, int], Held] = {}
+
+    def states(self, rows: slice) -> Held:
+        """The circuit's states on some prompts, clean and corrupt; kept for all of them if they fit the memory."""
+        key = rows.start, rows.stop
+        if key not in self._held:
+            prompts = self._engine.prompts
+            held = self.layers.states(prompts.clean[rows], rows), self.layers.states(prompts.corrupt[rows], rows)
+            self._engine.work.add(2 * (rows.stop - rows.start), self.model.n_layers, prompts.n_pos, corrupt=False)
+            size = sum(_bytes(states) for states in held)
+            if size * len(prompts) > 0.3 * free_bytes(self.model.device) * (rows.stop - rows.start):
+                self._held.clear()
+            self._held[key] = held
+        return self._held[key]
+
+    def head_shift(self, node: Node, clean: States, corrupt: States) -> Shift:
+        assert node.head is not None
+        apart = corrupt.z[node.layer][..., node.head, :] - clean.z[node.layer][..., node.head, :]
+        return self.layers.share(node.layer, node.head, apart)
+
+    def slice_of(self, node: Node, port: str) -> int:
+        """Which slice of queries, keys or values a head reads."""
+        assert node.head is not None
+        return node.head if port == "q" else node.head * self.model.n_kv_heads // self.model.n_heads
+
+    def senders(self, layer: int, kind: Kind) -> list[Node]:
+        return [node for node in self.graph.nodes if node.layer == layer and node.kind is kind]
+
+    def logits(self, resid: Resid, rows: slice, layer: int, z: Heads | None = None) -> Float[Tensor, "row d_vocab"]:
+        n_layers = self.model.n_layers
+        if layer < n_layers:
+            self._engine.work.add(len(resid), n_layers - layer, resid.shape[1], corrupt=False)
+        return self.layers.logits(layer, resid, rows, z)
+
+    def measured(self, logits: Float[Tensor, "row d_vocab"], rows: slice) -> Values:
+        return self._engine.measure(logits.unflatten(0, (-1, rows.stop - rows.start)), rows)
+
+    def copies(self, rows: slice) -> int:
+        return max(1, self._engine.budget.rows // (rows.stop - rows.start))
+
+    def in_slices(self, fill: Callable[[slice], None]) -> None:
+        """Calls for one slice of the prompts after the other; with smaller ones if memory runs out."""
+        waiting = list(self._slices(slice(0, len(self._engine.prompts))))
+        while waiting:
+            rows = waiting.pop(0)
+            try:
+                fill(rows)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._engine.budget.halve(error)
+                self._held.clear()
+                waiting = [piece for other in (rows, *waiting) for piece in self._slices(other)]
+
+    def _slices(self, within: slice) -> Iterator[slice]:
+        step = self._engine.budget.rows
+        for first in range(within.start, within.stop, step):
+            yield slice(first, min(first + step, within.stop))
+
+
+def difference(corrupt: list[Resid], clean: list[Resid], layer: int) -> Shift:
+    return corrupt[layer].float() - clean[layer].float()
+
+
+def added(resid: Resid, shift: Shift) -> Resid:
+    return (resid.float() + shift.to(resid.device)).to(resid.dtype)
+
+
+def repeated(value: Tensor, copies: int) -> Tensor:
+    return value.repeat(copies, *[1] * (value.ndim - 1))
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+def _bytes(states: States) -> int:
+    parts = [*states.resid, *states.z, *states.mid, *states.mlp, *(part for each in states.projections if each for part in each)]
+    return sum(part.nbytes for part in parts)

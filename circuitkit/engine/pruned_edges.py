@@ -1,0 +1,118 @@
+"""Pruned edge graphs run whole, as many masks a pass as fit: every reader of the residual stream is given one of its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitkit.core.edge_graph import INPUT, LOGITS, PORTS
+from circuitkit.core.graph import Edge, Kind, Node
+from circuitkit.engine.edge_passes import EdgePasses, difference, repeated
+from circuitkit.models.hooked import Heads, Resid
+
+ByMask = dict[Node, Float[Tensor, "mask prompt pos d_model"]]
+"""For each sender, by how much what it adds differs between the corrupt run and this one."""
+
+
+class PrunedEdges:
+    """Runs a circuit with some of its edges removed. Final.
+
+    Args:
+        passes: Runs the circuit.
+    """
+
+    def __init__(self, passes: EdgePasses) -> None:
+        self._passes = passes
+
+    def first_layer(self, mask: Bool[Tensor, "edge"]) -> int:
+        """The first layer into which an edge is removed: the number of layers if only into the logits, one more if none is."""
+        receivers = {edge.dst for edge, kept in zip(self._passes.graph.edges, mask.tolist(), strict=True) if not kept}
+        n_layers = self._passes.model.n_layers
+        return min((n_layers if dst == LOGITS else dst.layer for dst in receivers), default=n_layers + 1)
+
+    def logits(self, start: int, masks: Bool[Tensor, "mask edge"], rows: slice) -> Float[Tensor, "row d_vocab"]:
+        """Logits of masks none of which removes an edge into a layer before ``start``."""
+        clean, corrupt = self._passes.states(rows)
+        model, n_masks = self._passes.model, len(masks)
+        removed = _Removed(self._passes.graph.edges, masks)
+        shifts: ByMask = {INPUT: (corrupt.resid[0].float() - clean.resid[0].float())[None]}
+        for node in removed.senders:
+            if node.layer < start and node != INPUT:
+                of_mlp = node.kind is Kind.MLP
+                shift = difference(corrupt.mlp, clean.mlp, node.layer) if of_mlp else self._passes.head_shift(node, clean, corrupt)
+                shifts[node] = shift[None]
+        assert clean.final is not None
+        resid = repeated(clean.resid[start] if start < model.n_layers else clean.final, n_masks)
+        for layer in range(start, model.n_layers):
+            z = self._heads(layer, resid, removed, shifts, rows)
+            senders = [node for node in removed.senders if node.layer == layer]
+            heads = {node: self._moved(node, z, corrupt.z[layer], n_masks) for node in senders if node.kind is Kind.HEAD}
+            before, after = ({}, heads) if self._passes.graph.parallel else (heads, {})
+            shifts |= before
+            mid, attention = self._passes.layers.mid(layer, resid, z)
+            mlp = self._passes.layers.mlp(layer, removed.applied(mid, Node.of_mlp(layer), shifts), rows)
+            for node in senders:
+                if node.kind is Kind.MLP:
+                    after[node] = (repeated(corrupt.mlp[layer], n_masks).float() - mlp.float()).unflatten(0, (n_masks, -1))
+            shifts |= after
+            resid = self._passes.layers.summed(resid, attention, mlp)
+        return self._passes.logits(removed.applied(resid, LOGITS, shifts)[:, -1:], rows, model.n_layers)
+
+    def _moved(self, node: Node, z: Heads, corrupt: Heads, n_masks: int) -> Float[Tensor, "mask prompt pos d_model"]:
+        """By how much what a head adds differs between the corrupt run and this one."""
+        assert node.head is not None
+        apart = repeated(corrupt[..., node.head, :], n_masks) - z[..., node.head, :]
+        return self._passes.layers.share(node.layer, node.head, apart).unflatten(0, (n_masks, -1))
+
+    def _heads(self, layer: int, resid: Resid, removed: _Removed, shifts: ByMask, rows: slice) -> Heads:
+        """What the heads of a layer give when each port reads a stream of its own."""
+        projections = self._passes.layers.projections(layer, resid)
+        if projections is None:
+            return self._passes.layers.z(layer, None, rows, len(resid))
+        group = self._passes.model.n_heads // self._passes.model.n_kv_heads
+        queries = projections[0].clone()
+        keys, values = (part.repeat_interleave(group, 2) for part in projections[1:])
+        touched = False
+        for node in self._passes.senders(layer, Kind.HEAD):
+            for port, target in zip(PORTS, (queries, keys, values), strict=True):
+                dst = replace(node, port=port) if removed.names_ports else node
+                if removed.any(dst):
+                    read = self._passes.model.queries_keys_values(layer, removed.applied(resid, dst, shifts))
+                    target[..., node.head, :] = read[PORTS.index(port)][..., self._passes.slice_of(node, port), :]
+                    touched = touched or port != "q"
+        if group == 1 or not touched:
+            z = self._passes.layers.attend(layer, (queries, keys[:, :, ::group], values[:, :, ::group]))
+        else:  # heads that share keys and values may now each have their own: one attention for each place in the groups
+            parts = [self._passes.layers.attend(layer, (queries, keys[:, :, at::group], values[:, :, at::group])) for at in range(group)]
+            z = torch.stack([parts[head % group][:, :, head] for head in range(self._passes.model.n_heads)], 2)
+        return self._passes.layers.replaced(layer, z, rows)
+
+
+class _Removed:
+    """Which edges some masks remove, receiver by receiver. Final."""
+
+    def __init__(self, edges: Sequence[Edge], masks: Bool[Tensor, "mask edge"]) -> None:
+        self.names_ports = any(edge.dst.port for edge in edges)
+        self._n_masks = len(masks)
+        self._into: dict[Node, dict[Node, Tensor]] = defaultdict(dict)
+        for place in (~masks).any(0).nonzero().flatten().tolist():
+            self._into[edges[place].dst][edges[place].src] = ~masks[:, place]
+        self.senders = {src for into in self._into.values() for src in into}
+
+    def any(self, dst: Node) -> bool:
+        """Whether an edge into this receiver is removed."""
+        return dst in self._into
+
+    def applied(self, resid: Resid, dst: Node, shifts: ByMask) -> Resid:
+        """What a receiver reads, of what its neighbours read."""
+        if dst not in self._into:
+            return resid
+        changed = resid.float().unflatten(0, (self._n_masks, -1))
+        for src, removed in self._into[dst].items():
+            changed = changed + removed.float().view(-1, 1, 1, 1).to(resid.device) * shifts[src].to(resid.device)
+        return changed.flatten(0, 1).to(resid.dtype)
