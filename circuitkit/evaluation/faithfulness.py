@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
@@ -72,22 +74,12 @@ def evaluate(
     """
     if draws < 1:
         raise ConfigError(f"draws must be at least 1, found {draws}.")
-    graph, full, kept = engine.graph, engine.graph.full(), member_mask(engine, circuit, label)
+    graph, kept = engine.graph, member_mask(engine, circuit, label)
     if shared is not None:
         member_mask(engine, shared, "of the shared set")
     sets = _removed_sets(graph, circuit, label, shared, draws, seed)
     random_circuits = random_sets(graph, circuit, draws=draws, seed=seed)
-    alone = [node for node in graph.nodes if node.kind is Kind.HEAD or node in circuit]
-    groups = [
-        NamedMasks({_CIRCUIT: kept} | {("circuit without", node): graph.without(kept, [node]) for node in circuit.nodes}, kept),
-        NamedMasks(
-            {("model without", node): graph.without(full, [node]) for node in alone}
-            | {("set", each.label): graph.without(full, each.nodes) for each in sets}
-            | {("control", each.label, draw): graph.without(full, nodes) for each in sets for draw, nodes in enumerate(each.controls)},
-            full,
-        ),
-        NamedMasks({("random circuit", draw): graph.mask(nodes) for draw, nodes in enumerate(random_circuits)}),
-    ]
+    groups = _masks(graph, circuit, kept, sets, random_circuits)
     found = measured(engine, groups)
     found |= {("control", each.label): torch.stack([found["control", each.label, draw] for draw in range(draws)]).mean(0) for each in sets}
     scores = scored(engine, found, resamples=resamples, confidence=confidence, seed=seed)
@@ -107,6 +99,24 @@ def evaluate(
         "sets_removed_from_model": [entry for each in sets for entry in _removed_set(scores, each, engine.margin)],
     }
     return Finding("evaluation", f"{label} on {task or 'its prompts'} in {engine.model.name}", body, provenance or {})
+
+
+def _masks(
+    graph: Graph, circuit: Circuit, kept: Bool[Tensor, "node"], sets: Sequence[_RemovedSet], random_circuits: Sequence[Sequence[Node]]
+) -> list[NamedMasks]:
+    """Every mask to score, together with those that share most with it."""
+    full = graph.full()
+    alone = [node for node in graph.nodes if node.kind is Kind.HEAD or node in circuit]
+    return [
+        NamedMasks({_CIRCUIT: kept} | {("circuit without", node): graph.without(kept, [node]) for node in circuit.nodes}, kept),
+        NamedMasks(
+            {("model without", node): graph.without(full, [node]) for node in alone}
+            | {("set", each.label): graph.without(full, each.nodes) for each in sets}
+            | {("control", each.label, draw): graph.without(full, nodes) for each in sets for draw, nodes in enumerate(each.controls)},
+            full,
+        ),
+        NamedMasks({("random circuit", draw): graph.mask(nodes) for draw, nodes in enumerate(random_circuits)}),
+    ]
 
 
 def _removed_sets(graph: Graph, circuit: Circuit, label: str, shared: Circuit | None, draws: int, seed: int) -> list[_RemovedSet]:
