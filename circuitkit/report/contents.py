@@ -56,7 +56,7 @@ def sections(material: Material) -> tuple[list[Section], list[str]]:
     bare = [each for each in own if not (each.what.edges and each.path.rpartition("/")[0] in with_paths)]
     made += _each(problems, material.of_kind("evaluation"), lambda each: _finding(each, shapes))
     made += _each(problems, bare, lambda each: _circuit(each, material))
-    made += _each(problems, overlapping(own), _overlap)
+    made += _each(problems, overlapping(_compared(own, material)), _overlap)
     made += [
         section
         for kind in FINDINGS
@@ -106,6 +106,13 @@ def summary(material: Material) -> list[Block]:
     counted = [f"{len(found)} {name}" for name, found in (("circuits", material.circuits), ("tables of scores", material.scores),
                ("findings", material.findings), ("runs", material.runs)) if found]  # fmt: skip
     return [*blocks, Text(f"This folder holds {', '.join(counted)}.")] if counted else blocks
+
+
+def _compared(circuits: Sequence[Located[Circuit]], material: Material) -> Sequence[Located[Circuit]]:
+    """The circuits that a comparison names, if there is one: not those that are only controls."""
+    named = {label for each in material.of_kind("compare") for label in each.what.body.get("circuits", ())}
+    found = [each for each in circuits if each.label.rpartition("/")[2] in named or each.label in named]
+    return found or circuits
 
 
 def overlapping(circuits: Sequence[Located[Circuit]]) -> list[Located[dict[str, Circuit]]]:

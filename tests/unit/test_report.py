@@ -213,15 +213,15 @@ def test_transfer_bars_stand_beside_their_random_controls():
     bars = {trace.name: trace for trace in figure.data if trace.type == "bar"}
     tasks = [each["name"] for each in body["tasks"]]
     for label, trace in bars.items():
-        assert list(trace.y) == pytest.approx([100 * body["accuracy"][task][label]["mean"] for task in tasks])
-        assert list(trace.error_y.array) == pytest.approx([5.0] * 4) and list(trace.error_y.arrayminus) == pytest.approx([6.0] * 4)
+        assert list(trace.x) == pytest.approx([100 * body["accuracy"][task][label]["mean"] for task in tasks])
+        assert list(trace.error_x.array) == pytest.approx([5.0] * 4) and list(trace.error_x.arrayminus) == pytest.approx([6.0] * 4)
     assert [label for label, trace in bars.items() if trace.marker.pattern.shape == "/"] == ["random heads"]
     dots = [trace for trace in figure.data if trace.type == "scatter"]
-    assert [sorted(trace.y) for trace in dots] == [
+    assert [sorted(trace.x) for trace in dots] == [
         pytest.approx(sorted(100 * draw for draw in body["accuracy"][task]["random heads"]["draws"])) for task in tasks
     ]
     place = bars["random heads"]
-    assert all(abs(x - spot) < 0.5 * place.width for trace, spot in zip(dots, place.x, strict=True) for x in trace.x)
+    assert all(abs(y - spot) < 0.5 * place.width for trace, spot in zip(dots, place.y, strict=True) for y in trace.y)
 
 
 def test_stability_is_a_map_of_shares():

@@ -12,6 +12,7 @@ from circuitkit.report.figures.maps import file_name
 from circuitkit.report.figures.style import GREY, INK, PALE, SERIES, error_bars, figure, interval, number, shown, ticks, wrapped
 
 _EXAMPLES = 40
+_TALLEST = 1000  # pixels, so that it fits a printed page
 
 
 def transfer(label: str, body: Mapping[str, Any]) -> list[Block]:
@@ -55,10 +56,11 @@ def accuracy(label: str, body: Mapping[str, Any]) -> Drawing:
         given += name not in controls
         traces.append(
             go.Bar(
-                x=spots,
-                y=[None if value is None else 100 * value for value, _, _ in ends],
+                orientation="h",
+                y=spots,
+                x=[None if value is None else 100 * value for value, _, _ in ends],
                 width=0.94 * width,
-                error_y=error_bars([(value, 100 * (up or 0.0), 100 * (down or 0.0)) for value, up, down in ends]),
+                error_x=error_bars([(value, 100 * (up or 0.0), 100 * (down or 0.0)) for value, up, down in ends]),
                 name=name,
                 marker={"color": colour, "pattern": {"shape": "/" if name in controls else "", "fgcolor": GREY}},
                 hovertext=[f"{name}, {task}: {_percent(value)}" for task, (value, _, _) in zip(tasks, ends, strict=True)],
@@ -68,17 +70,18 @@ def accuracy(label: str, body: Mapping[str, Any]) -> Drawing:
         draws = [(cell or {}).get("draws") or [] for cell in cells] if name in controls else []
         traces += [_draws(spot, [number(draw) for draw in some], width) for spot, some in zip(spots, draws, strict=False) if some]
     drawn = figure(
-        420,
+        min(_TALLEST, 110 + len(tasks) * max(24, 9 * len(labels))),
         traces,
         barmode="overlay",
-        xaxis={**ticks([wrapped(task) for task in tasks]), "range": [-0.5, len(tasks) - 0.5], "showgrid": False},
-        yaxis={"title": {"text": "answered rightly (%)"}, "range": [0, 105]},
+        yaxis={**ticks([wrapped(task, 26) for task in tasks]), "range": [len(tasks) - 0.5, -0.5], "showgrid": False},
+        xaxis={"title": {"text": "answered rightly (%)"}, "range": [0, 105]},
     )
     return Drawing(
         file_name("transfer", label),
         drawn,
         f"Share in % of prompts that {body['model']} answers rightly when a set of components is removed (patcher {body['patcher']}), "
-        "for each task; whiskers are bootstrap intervals; hatched grey bars random sets of the same size, whose draws are the dots.",
+        "for each task; whiskers are 95 % intervals, of random sets their lowest and highest draw; hatched grey bars random sets of the "
+        "same size, whose draws are the dots.",
     )
 
 
@@ -86,10 +89,10 @@ def _draws(spot: float, shares: list[float | None], width: float) -> go.Scatter:
     """The single draws as dots over their bar, side by side so that none hides another."""
     known = sorted(share for share in shares if share is not None)
     return go.Scatter(
-        x=[spot + width * (0.7 * (place + 0.5) / len(known) - 0.35) for place in range(len(known))],
-        y=[100 * share for share in known],
+        y=[spot + width * (0.7 * (place + 0.5) / len(known) - 0.35) for place in range(len(known))],
+        x=[100 * share for share in known],
         mode="markers",
-        marker={"color": INK, "size": 5, "opacity": 0.75},
+        marker={"color": INK, "size": 3, "opacity": 0.6},
         hovertext=[_percent(share) for share in known],
         hoverinfo="text",
         showlegend=False,
