@@ -127,12 +127,12 @@ class CircuitLayers:
     def replaced(self, layer: int, z: Heads, rows: slice) -> Heads:
         """Heads' outputs with those replaced that are no members."""
         n_prompts = rows.stop - rows.start
-        keep = torch.zeros(self.model.n_heads, 1, dtype=torch.bool, device=z.device)
-        keep[self.heads[layer]] = True
-        if keep.all():
+        if len(self.heads[layer]) == self.model.n_heads:
             return z
+        keep = torch.zeros(self.model.n_heads, 1, dtype=torch.bool)
+        keep[self.heads[layer]] = True
         z = z.unflatten(0, (-1, n_prompts))
-        return torch.where(keep, z, self._replacements.heads(layer, z, rows).to(z.device)).flatten(0, 1)
+        return torch.where(keep.to(z.device), z, self._replacements.heads(layer, z, rows).to(z.device)).flatten(0, 1)
 
     def mid(self, layer: int, resid: Resid, z: Heads) -> tuple[Resid, Resid]:
         """What the norm before the MLP reads, and what the attention adds."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitkit.core.shapes import Masks
+from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.engine.base import Baseline
 from circuitkit.engine.memory import TOKENS_A_PASS, free_bytes, row_bytes
 from circuitkit.engine.packed import SATURATION, PackedEngine
@@ -39,10 +39,10 @@ class DryEngine(PackedEngine):
         super().__init__(*args, max_rows=max_rows or 1, **kwargs)
         self.assume = assume
         self._target = target or torch.device("cpu")
-        if max_rows is None:
-            n_pos = self.prompts.n_pos
-            fitting = int(0.5 * (free_bytes(self._target) - weight_bytes(self.model)) // row_bytes(self.model, n_pos))
-            self.budget.rows = max(1, min(fitting, TOKENS_A_PASS.get(self._target.type, 4096) // n_pos))
+        n_pos = self.prompts.n_pos
+        fitting = int(0.5 * (free_bytes(self._target) - weight_bytes(self.model)) // row_bytes(self.model, n_pos))
+        useful = max(1, TOKENS_A_PASS.get(self._target.type, 4096) // n_pos)
+        self.budget.rows = max(1, min(fitting if max_rows is None else max_rows, useful))
 
     @property
     def batch(self) -> int:
@@ -52,8 +52,7 @@ class DryEngine(PackedEngine):
     def baseline(self) -> Baseline:
         """Makes the passes of a baseline; its numbers mean nothing."""
         if self._baseline is None:
-            self.clean_logits()
-            self.percent(self.graph.empty()[None])
+            self.score(self.graph.empty()[None])
             ones = torch.ones(len(self.prompts))
             self._baseline = Baseline(ones, 0 * ones, self.metric.floor, self.metric.unit)
         return self._baseline
@@ -66,6 +65,9 @@ class DryEngine(PackedEngine):
 
     def certain(self, mask: Bool[Tensor, "node"]) -> float:
         return self.assume
+
+    def _measured(self, logits: Logits, rows: slice, clean: Logits) -> Values:
+        return torch.full(logits.shape[:-1], self.assume / 100)
 
 
 @dataclass(frozen=True)

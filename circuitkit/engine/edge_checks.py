@@ -46,7 +46,7 @@ def check_edges(edges: EdgeEngine) -> None:
     Raises:
         MeasurementError: They differ.
     """
-    if edges.oracle is edges:
+    if edges.engine.model.device.type == "meta" or edges.oracle is edges:  # nothing to compare
         return
     graph, engine = edges.graph, rebuilt(edges.engine, few(edges.engine))
     circuit = Circuit.of(engine.graph, edges.mask)

@@ -18,7 +18,7 @@ from circuitkit.core.errors import ConfigError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.dry import Cost, DryEngine, cost, measured_rates
 from circuitkit.engine.memory import free_bytes
-from circuitkit.methods import IterativePruning, Method
+from circuitkit.methods import EdgePruning, IterativePruning, Method
 from circuitkit.metrics import Metric
 from circuitkit.models import HookedModel, load_shape
 from circuitkit.patchers import Patcher
@@ -59,7 +59,7 @@ def shape(config: DictConfig) -> HookedModel:
 
 def outcomes(method: Method) -> dict[str, float]:
     """The decisions between which the cost of a search lies, as scores that every candidate is assumed to have."""
-    if isinstance(method, IterativePruning):
+    if isinstance(method, IterativePruning) or (isinstance(method, EdgePruning) and method.rule == "cumulative"):
         return {"if everything is removed": 100.0, "if everything is kept": 0.0}
     return {"exactly": 100.0}
 

@@ -232,6 +232,7 @@ class HookedModel:
         if self.device.type == "meta":
             # Without a cache transformers looks into the position ids for packed sequences, and here they have no content.
             inputs.setdefault("past_key_values", DynamicCache(config=self.hf.config))
+            inputs.pop("attention_mask", None)  # likewise
         end = self.n_layers if stop is None else stop + 1
         logits = None
         with torch.no_grad(), self._envoy.trace(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}) as tracer:

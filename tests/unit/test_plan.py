@@ -9,10 +9,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from circuitkit.core.circuit import Circuit
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine import PackedEngine
 from circuitkit.engine.dry import Cost, DryEngine, cost, measured_rates
-from circuitkit.methods import IterativePruning, Knockout
+from circuitkit.methods import EdgePruning, IterativePruning, Knockout
 from circuitkit.metrics import LogitDiff
 from circuitkit.models import HookedModel, load_shape
 from circuitkit.patchers import Mean, Zero
@@ -57,6 +58,23 @@ def test_dry_run_makes_the_passes_of_the_real_one(family, patcher, max_rows):
         work.append(each.work)
     assert work[0] == work[1]
     assert work[0].passes > 0
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("max_rows", [1000, 4])
+def test_dry_run_makes_the_passes_of_a_real_edge_stage(family, max_rows):
+    real, shape = models(family)
+    prompts = prompt_set(real)
+    circuit = Circuit.of(real.graph, torch.arange(len(real.graph)) % 3 > 0, model=family)
+    method = EdgePruning(circuit, threshold=1e-6)  # far from any score, so that the real run asks no oracle
+    work, steps = [], []
+    for kind, model in ((PackedEngine, real), (DryEngine, shape)):
+        engine, told = kind(model, prompts, Mean(), LogitDiff(), max_rows=max_rows), []
+        engine.baseline()
+        method.discover(engine, on_step=told.append)
+        work.append(engine.work)
+        steps.append([step.node for step in told])
+    assert work[0] == work[1] and steps[0] == steps[1]
 
 
 @pytest.mark.parametrize(("assume", "n_kept"), [(100.0, 0), (0.0, 15)])
