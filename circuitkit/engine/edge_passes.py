@@ -102,18 +102,22 @@ class EdgePasses:
 
 
 def difference(corrupt: list[Resid], clean: list[Resid], layer: int) -> Shift:
+    """By how much what an MLP adds differs between two runs."""
     return corrupt[layer].float() - clean[layer].float()
 
 
 def added(resid: Resid, shift: Shift) -> Resid:
+    """A residual stream that was changed, in its own dtype."""
     return (resid.float() + shift.to(resid.device)).to(resid.dtype)
 
 
 def repeated(value: Tensor, copies: int) -> Tensor:
+    """Rows of some prompts, as often as there are copies."""
     return value.repeat(copies, *[1] * (value.ndim - 1))
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Parts of at most so many items."""
     for first in range(0, len(items), size):
         yield items[first : first + size]
 

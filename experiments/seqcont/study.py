@@ -87,8 +87,7 @@ def run(experiment: str, folder: Path, prompts: Sequence[str] = ()) -> None:
         place = folder / command.folder
         if command.result is not None and (place / command.result).is_file():
             continue
-        own = () if command.result is None else (f"dir={place}", *(() if command.folder == "compare" else ("overwrite=true",)))
-        arguments = ["--config-dir", str(CONF), f"+experiment={experiment}", *command.overrides, *own]
+        arguments = _arguments(command, place, experiment)
         sys.stdout.write(f"\n$ circuitkit {shlex.join(arguments)}\n")
         sys.stdout.flush()
         started = time.perf_counter()
@@ -96,6 +95,14 @@ def run(experiment: str, folder: Path, prompts: Sequence[str] = ()) -> None:
         sys.stdout.write(f"({time.perf_counter() - started:.1f} s)\n")
     written = tables.write(tables.read(folder), folder / "tables")
     sys.stdout.write(f"\nwritten: {' '.join(str(path) for path in written)}\n")
+
+
+def _arguments(command: Command, place: Path, experiment: str) -> list[str]:
+    """What to run: the command, or the rest of it where a search was stopped in the middle."""
+    if (place / "journal.jsonl").is_file() and (place / "config.yaml").is_file():
+        return [f"resume={place}"]
+    own = () if command.result is None else (f"dir={place}", *(() if command.folder == "compare" else ("overwrite=true",)))
+    return ["--config-dir", str(CONF), f"+experiment={experiment}", *command.overrides, *own]
 
 
 def _note(settings: str, folder: Path) -> None:

@@ -557,3 +557,13 @@ def test_committed_results_lie_within_the_expected_ranges(folder):
     lines = tables.load(folder)["expected"]
     assert {line["table"] for line in lines} >= {"circuits", "cross_task"}, "ranges that say nothing of the circuits say nothing"
     assert tables.strays(tables.load(folder), folder / "expected.csv") == []
+
+
+def test_a_search_that_was_stopped_is_gone_on_with(tmp_path):
+    command = study.Command("nodes/months", ("task=months",), "circuit.json")
+    anew = ["--config-dir", str(study.CONF), "+experiment=tiny_gpt2", "task=months", f"dir={tmp_path}", "overwrite=true"]
+    assert study._arguments(command, tmp_path, "tiny_gpt2") == anew
+    (tmp_path / "config.yaml").write_text("task: {}")
+    assert study._arguments(command, tmp_path, "tiny_gpt2") == anew, "stopped before its first decision"
+    (tmp_path / "journal.jsonl").write_text("{}")
+    assert study._arguments(command, tmp_path, "tiny_gpt2") == [f"resume={tmp_path}"]
