@@ -48,7 +48,8 @@ def evaluate(
     All scores are in % of the untouched model. Intervals are bootstraps over prompts; all masks see the same resamples. The random heads'
     mean drop counts gains as 0. ``share_as_good`` of the random circuits is (1 + number at least as good) / (1 + draws), so it is never 0.
     Each set that is removed at once is followed by the mean over random sets with as many heads and MLPs, which avoid the set as far as the
-    model has others; ``share_as_bad`` is (1 + number of them that leave no more) / (1 + draws).
+    model has others (``in_common``: how many of its members they still have, on average); ``share_as_bad`` is (1 + number of them that
+    leave no more) / (1 + draws).
 
     Source: "Towards Interpretable Sequence Continuation" (arXiv 2311.04131), importance of components and random baselines.
 
@@ -172,7 +173,9 @@ def _removed_set(scores: NamedScores, each: _RemovedSet, margin: float) -> list[
     interval = scores.interval(("set", each.label)).plain()
     mean = scores.interval(("control", each.label)).plain()
     names = [str(node) for node in each.nodes]
+    in_common = sum(len({*control} & {*each.nodes}) for control in each.controls) / draws
     return [
         {"label": each.label, "nodes": names, "score": interval, "control_of": None, "share_as_bad": as_bad},
-        {"label": f"random like {each.label}", "nodes": [], "score": mean, "control_of": each.label, "scores": controls},
+        {"label": f"random like {each.label}", "nodes": [], "score": mean, "control_of": each.label}
+        | {"scores": controls, "in_common": in_common},
     ]

@@ -71,7 +71,7 @@ def show(finding: Finding, folder: Path) -> None:
     head.add_row("score", f"{measuring.spoken(**body['score'])} % ({100 * body['confidence']:g} % interval)")
     chance = f"p = {control['share_as_good']:.3f}"
     head.add_row("random", f"{control['mean']:.1f} % on average of {len(control['scores'])} circuits of its size, {chance}")
-    head.add_row("any head", f"-{body['random_head']['mean_drop']:.2f} points on average of all {body['random_head']['n']}, alone")
+    head.add_row("any head", "-{mean_drop:.2f} points on average of all {n}, alone; gains count as 0".format(**body["random_head"]))
     members = Table("member", "circuit without it", "drop", "model without it", "drop", box=None, pad_edge=False)
     ranked = sorted(body["removed_from_circuit"].items(), key=lambda item: -item[1]["drop"])
     for node, removed in ranked[:_SHOWN]:
@@ -85,12 +85,13 @@ def show(finding: Finding, folder: Path) -> None:
 
 
 def _sets(entries: list[dict[str, Any]]) -> Table:
-    """The sets that were removed at once, each with the mean of its controls."""
-    table = Table("removed from the model", "score", "random sets of its size", box=None, pad_edge=False)
+    """The sets that were removed at once, each with the mean of its controls, and how many members these have to share with it."""
+    table = Table("removed from the model", "score", "random sets like it", "shared", box=None, pad_edge=False)
     for entry in entries:
         if entry["control_of"] is None:
             control = next(each for each in entries if each["control_of"] == entry["label"])
-            table.add_row(f"{entry['label']} ({len(entry['nodes'])})", _score(entry["score"]), _score(control["score"]))
+            row = f"{entry['label']} ({len(entry['nodes'])})", _score(entry["score"]), _score(control["score"])
+            table.add_row(*row, f"{control['in_common']:g}")
     return table
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from circuitkit.callbacks import Callback, Journal
 from circuitkit.config import build, build_each
+from circuitkit.core.graph import Level
 from circuitkit.core.journal import JOURNAL, read
 from circuitkit.core.records import RunInfo
 from circuitkit.engine import Engine
@@ -146,6 +147,10 @@ def show(result: RunResult, folder: Path) -> None:
         table.add_row("score", score)
         table.add_row("circuit", f"{len(circuit.heads)} heads, {len(circuit.mlps)} MLPs")
         table.add_row("members", " ".join(circuit.names))
+        if circuit.level is not Level.NODE:
+            told = circuit.provenance
+            alone = f"the circuit with all of them {told['node_score']:.1f} %, with those alone the score above"
+            table.add_row("edges", f"{len(circuit.edges)} of {len(told['edge_scores'])} kept; {alone}")
     if result.scores is not None:
         lowest = ", ".join(f"{name} {value:.1f}" for name, value in result.scores.top(10))
         table.add_row("lowest", f"{lowest} ({result.scores.unit})")

@@ -20,6 +20,7 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.describe import describe
 from circuitkit.core.errors import ConfigError, PromptError
 from circuitkit.core.findings import Finding
+from circuitkit.core.graph import Level
 from circuitkit.core.literature import read
 from circuitkit.core.questions import QuestionSet
 from circuitkit.evaluation.transfer import transfer
@@ -48,7 +49,10 @@ def run(config: DictConfig) -> None:
     asked, patcher = questions(config), build(config.patcher, Patcher)
     with measuring.recording(config) as group:
         model = load(config)
-        sets = with_intersection({label: measuring.on_model(found, model).nodes_only() for label, found in files.items()})
+        circuits = {label: measuring.on_model(found, model) for label, found in files.items()}
+        for label in [label for label, circuit in circuits.items() if circuit.level is not Level.NODE]:
+            _log.warning("%s is a circuit of edges: its nodes are removed, whatever edges it has.", label)
+        sets = with_intersection({label: circuit.nodes_only() for label, circuit in circuits.items()})
         encoded, left_out = as_tokens(asked, model.tokenizer)
         settings = {key: config[key] for key in ("mlps", "draws", "seed", "examples", "confidence")}
         measuring.start(group, config)

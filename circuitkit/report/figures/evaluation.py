@@ -117,7 +117,8 @@ def removed_from_model(label: str, body: Mapping[str, Any]) -> list[Drawing]:
     marked = [name for name in body["circuit"]["nodes"] if name in values]
     drawn = node_map(values, model_shape(body, [*values, *marked]), unit="%", middle=100.0, marked=marked)
     random = number((body.get("random_head") or {}).get("mean_drop"))
-    usual = "" if random is None else f" Removing any one of {body['random_head'].get('n')} heads costs {random:.1f} points on average."
+    n_heads = body["random_head"].get("n") if random is not None else None
+    usual = "" if random is None else f" Removing any one of {n_heads} heads costs {random:.1f} points on average, gains counted as 0."
     return [
         Drawing(
             file_name("removed-from-model", label),
@@ -130,8 +131,15 @@ def removed_from_model(label: str, body: Mapping[str, Any]) -> list[Drawing]:
 
 def sets_removed(body: Mapping[str, Any]) -> Table:
     """What the whole model is left with when a set is removed."""
-    rows = tuple((each["label"], shown_interval(each["score"]), " ".join(each["nodes"])) for each in body["sets_removed_from_model"])
+    rows = tuple((each["label"], shown_interval(each["score"]), _members(each)) for each in body["sets_removed_from_model"])
     return Table(("removed set", "score left", "nodes"), rows, "Performance in % of the whole model when a set is removed from it at once.")
+
+
+def _members(entry: Mapping[str, Any]) -> str:
+    """The members of a set; of random sets how many of the set's own they hold."""
+    if not entry.get("in_common"):
+        return " ".join(entry["nodes"])
+    return f"{entry['in_common']:g} of the set's own members on average, because the model has too few others"
 
 
 def prompts(label: str, body: Mapping[str, Any]) -> Drawing:
