@@ -35,7 +35,7 @@ def unseal(text: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CircuitError(f"{where} is not a whole JSON file ({error}). It may have been cut off; make it again.") from error
     if not isinstance(body, dict) or "format_version" not in body:
-        raise CircuitError(f"{where} is not a circuit file: it has no format_version.")
+        raise CircuitError(f"{where} is not a file that circuitkit wrote: it has no format_version.")
     if body["format_version"] != FORMAT_VERSION:
         raise CircuitError(
             f"{where} has format {body['format_version']}; this version reads format {FORMAT_VERSION}. Use the version that wrote it."
