@@ -16,11 +16,11 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.journal import Recorded, Replay
 from circuitkit.core.records import RunInfo, Step
 from circuitkit.engine.base import Engine
-from circuitkit.engine.checks import quick_check
 from circuitkit.engine.distributed import DistributedEngine, spread
-from circuitkit.engine.drift import drift_metrics
 from circuitkit.engine.filtering import Solves
-from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.proof.drift import drift_metrics
+from circuitkit.engine.proof.quick import quick_check
 from circuitkit.loggers.base import Logger
 from circuitkit.loggers.dispatch import LoggerGroup
 from circuitkit.methods.base import Method

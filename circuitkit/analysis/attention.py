@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.memory import RowBudget
+from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.models.attention import attention_patterns, eager_attention
 from circuitkit.models.hooked import HookedModel
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from circuitkit.core.errors import MeasurementError, ModelError
 from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.memory import RowBudget
+from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.models.checks import tolerance
 from circuitkit.models.hooked import HookedModel, Layer
 

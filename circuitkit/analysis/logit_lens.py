@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.memory import RowBudget
+from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.models.hooked import HookedModel, Layer
 
 Sites = Float[Tensor, "site"]

@@ -23,7 +23,7 @@ from torch import Tensor
 from circuitkit.analysis.roles import ASKED, Table, member_positions
 from circuitkit.core.errors import MeasurementError, ModelError, PromptError
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.memory import RowBudget
+from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.models.hooked import HookedModel, Layer
 
 DEFINITION = (

@@ -1,7 +1,7 @@
 """Engines: masks in, scores out."""
 
 from circuitkit.engine.base import Baseline, Engine
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
 
 __all__ = ["Baseline", "Engine", "PackedEngine", "ReferenceEngine"]

@@ -23,7 +23,7 @@ from circuitkit.core.describe import describe
 from circuitkit.core.errors import FailedElsewhere, MeasurementError
 from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.engine.base import Baseline, Engine
-from circuitkit.engine.checks import quick_check
+from circuitkit.engine.proof.quick import quick_check
 from circuitkit.models.processes import Processes, processes
 
 _log = logging.getLogger(__name__)

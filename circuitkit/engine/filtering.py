@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.memory import RowBudget
+from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.metrics.functional import gather, log_probs
 from circuitkit.models.hooked import HookedModel
 

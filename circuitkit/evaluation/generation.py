@@ -15,8 +15,8 @@ from circuitkit.core.errors import MeasurementError
 from circuitkit.core.graph import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks, TokenIds
-from circuitkit.engine.memory import RowBudget, free_bytes, is_out_of_memory, row_bytes
-from circuitkit.engine.replacements import Collected, Collector, entries
+from circuitkit.engine.packed.memory import RowBudget, free_bytes, is_out_of_memory, row_bytes
+from circuitkit.engine.packed.replacements import Collected, Collector, entries
 from circuitkit.models.cache import new_cache
 from circuitkit.models.hooked import HookedModel, Layer, Visit
 from circuitkit.patchers.base import Patcher

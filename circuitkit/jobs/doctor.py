@@ -16,7 +16,7 @@ from circuitkit.config import build
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine import Engine
-from circuitkit.engine.doctor import Patient, examine
+from circuitkit.engine.proof.doctor import Patient, examine
 from circuitkit.jobs.find import load
 from circuitkit.metrics import LogitDiff
 from circuitkit.models.checks import Check, random_prompts

@@ -18,8 +18,8 @@ from circuitkit.core.findings import Finding
 from circuitkit.core.literature import PublishedCircuit, fitted
 from circuitkit.core.records import TextArtifact
 from circuitkit.engine import Engine
-from circuitkit.engine.checks import quick_check
 from circuitkit.engine.distributed import DistributedEngine, spread
+from circuitkit.engine.proof.quick import quick_check
 from circuitkit.evaluation import solvable_prompts
 from circuitkit.jobs.find import loggers
 from circuitkit.loggers import JsonlLogger

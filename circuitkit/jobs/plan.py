@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from circuitkit.config import build
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.dry import Cost, DryEngine, cost, measured_rates
-from circuitkit.engine.memory import free_bytes
+from circuitkit.engine.cost import Cost, DryEngine, cost, measured_rates
+from circuitkit.engine.packed.memory import free_bytes
 from circuitkit.methods import EdgePruning, IterativePruning, Method
 from circuitkit.metrics import Metric
 from circuitkit.models import HookedModel, load_shape

@@ -17,8 +17,8 @@ from circuitkit.core.errors import ConfigError, unknown_choice
 from circuitkit.core.graph import Edge, Level
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
-from circuitkit.engine.edge_checks import check_edges, edge_engine
-from circuitkit.engine.edges import EdgeEngine, Mlps
+from circuitkit.engine.edges.base import EdgeEngine, Mlps
+from circuitkit.engine.proof.edges import check_edges, edge_engine
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.guessing import Decision, Guesser
 

@@ -1,6 +1,6 @@
 """Whether a model can be trusted to be taken apart: checks that need nothing but the model and some prompts.
 
-Each check is a function of a model and prompts that leaves both as they were. Those of the engine are in ``engine/doctor.py``.
+Each check is a function of a model and prompts that leaves both as they were. Those of the engine are in ``engine/proof/doctor.py``.
 """
 
 from __future__ import annotations

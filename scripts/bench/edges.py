@@ -17,7 +17,7 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.edge_graph import PORTS
 from circuitkit.core.graph import Edge, Kind, Node
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.packed_edges import PackedEdges
+from circuitkit.engine.edges.engine import PackedEdges
 from circuitkit.models.hooked import HookedModel
 
 N_HEADS = 20

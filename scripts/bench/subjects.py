@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.methods import IterativePruning
 from circuitkit.metrics import LogitDiff
 from circuitkit.models.hooked import HookedModel

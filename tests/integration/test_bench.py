@@ -15,7 +15,7 @@ from bench.by_hand import ByHand
 from bench.competitors import PlainHooks, PublishedLoop
 from bench.measure import Options, Table, flops, interleaved, peak_bytes, write_section
 
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean
 

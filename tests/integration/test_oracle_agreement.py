@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from circuitkit.engine.filtering import Solves
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.methods import IterativePruning, Knockout
 from circuitkit.metrics import LogitDiff
 from circuitkit.models.loading import load_model

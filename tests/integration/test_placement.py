@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from circuitkit.core.errors import ModelError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine import PackedEngine, ReferenceEngine
-from circuitkit.engine.checks import quick_check
-from circuitkit.engine.dry import Memory
+from circuitkit.engine.cost import Memory
+from circuitkit.engine.proof.quick import quick_check
 from circuitkit.jobs import plan
 from circuitkit.methods import IterativePruning, Knockout
 from circuitkit.metrics import LogitDiff
@@ -220,7 +220,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 from transformers import LlamaConfig, LlamaForCausalLM
 from circuitkit.engine import PackedEngine
-from circuitkit.engine.dry import DryEngine, memory
+from circuitkit.engine.cost import DryEngine, memory
 from circuitkit.methods import IterativePruning, Knockout
 from circuitkit.metrics import KL
 from circuitkit.models import HookedModel

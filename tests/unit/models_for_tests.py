@@ -13,8 +13,8 @@ from circuitkit.core.graph import Kind
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.engine.base import Engine
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.metrics import LogitDiff
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Mean, Needs, Patcher, Resample, Zero

@@ -12,7 +12,7 @@ from models_for_tests import PATCHERS, Flipped, Halfway, planted_model, planted_
 from circuitkit import callbacks, loggers, methods, metrics, patchers, tasks
 from circuitkit.callbacks import Callback, NanGuard, Progress
 from circuitkit.core.circuit import Circuit
-from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.loggers import JsonlLogger
 from circuitkit.methods import EdgePruning, IterativePruning, Knockout, Method, RandomCircuit
 from circuitkit.metrics import KL, Accuracy, AnswerRank, LogitDiff, Metric, ProbDiff

@@ -16,7 +16,7 @@ from circuitkit.core.errors import CircuitError, MeasurementError, PromptError, 
 from circuitkit.core.graph import Edge, Graph, Kind, Level, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.sealed import FORMAT_VERSION, checksum
-from circuitkit.engine.edits import Edits, Layout
+from circuitkit.engine.packed.layout import Edits, Layout
 from circuitkit.patchers import Mean, Zero
 
 LAYERS, HEADS = 3, 4

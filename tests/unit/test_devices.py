@@ -12,7 +12,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from models_for_tests import PATCHERS, Halfway, tiny_model, tiny_prompts
 
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.dry import DryEngine
+from circuitkit.engine.cost import DryEngine
 from circuitkit.methods import IterativePruning, Knockout
 from circuitkit.metrics import LogitDiff
 from circuitkit.models import allocator

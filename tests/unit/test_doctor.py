@@ -13,8 +13,8 @@ from models_for_tests import FAMILIES, hook_counts, tiny_model
 from circuitkit.config import conf_dir
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.graph import Graph
-from circuitkit.engine.doctor import ENGINE_CHECKS, Patient, examine
-from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.proof.doctor import ENGINE_CHECKS, Patient, examine
 from circuitkit.jobs import doctor
 from circuitkit.metrics import LogitDiff
 from circuitkit.models.checks import MODEL_CHECKS, TOLERANCE, Check, random_prompts, relative

@@ -12,9 +12,9 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ModelError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import Step
-from circuitkit.engine.drift import Drift, decisions, drift, drift_metrics, replayed
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.proof.drift import Drift, decisions, drift, drift_metrics, replayed
 from circuitkit.loggers.base import Logger
 from circuitkit.methods import IterativePruning, Knockout
 from circuitkit.metrics import LogitDiff
@@ -178,7 +178,7 @@ def test_the_engine_goes_on_as_if_nothing_had_happened():
 
 
 def test_float32_has_no_drift_to_report(monkeypatch):
-    monkeypatch.setattr("circuitkit.engine.drift.drift", lambda *_, **__: pytest.fail("nothing is to be computed"))
+    monkeypatch.setattr("circuitkit.engine.proof.drift.drift", lambda *_, **__: pytest.fail("nothing is to be computed"))
     model = tiny_model("llama")
     assert drift_metrics([], engine_of(model), 0.8) == {}
 
@@ -187,7 +187,7 @@ def test_a_run_is_not_lost_when_float32_does_not_fit(monkeypatch, caplog):
     model = tiny_model("llama", dtype=torch.bfloat16)
     engine = engine_of(model)
     steps = pruned(engine, 0.5)
-    monkeypatch.setattr("circuitkit.engine.drift.free_bytes", lambda device: 100)
+    monkeypatch.setattr("circuitkit.engine.proof.drift.free_bytes", lambda device: 100)
     with caplog.at_level(logging.INFO):
         assert drift_metrics(steps, engine, 0.5) == {}
     assert "GiB are free" in caplog.text
@@ -196,9 +196,9 @@ def test_a_run_is_not_lost_when_float32_does_not_fit(monkeypatch, caplog):
     def runs_out(*_, **__):
         raise torch.OutOfMemoryError("no more")
 
-    monkeypatch.setattr("circuitkit.engine.drift.drift", runs_out)
+    monkeypatch.setattr("circuitkit.engine.proof.drift.drift", runs_out)
     assert drift_metrics(steps, engine, 0.5) == {} and "no more" in caplog.text
-    monkeypatch.setattr("circuitkit.engine.drift.drift", lambda *_, **__: {}["a bug"])
+    monkeypatch.setattr("circuitkit.engine.proof.drift.drift", lambda *_, **__: {}["a bug"])
     with pytest.raises(KeyError):
         drift_metrics(steps, engine, 0.5)
 

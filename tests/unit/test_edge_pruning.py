@@ -14,11 +14,11 @@ from circuitkit.core.edge_graph import EdgeGraph
 from circuitkit.core.errors import CircuitError, ConfigError
 from circuitkit.core.findings import Finding
 from circuitkit.core.graph import Level, Node
-from circuitkit.engine.edge_checks import edge_engine
-from circuitkit.engine.edges import EdgeEngine
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.packed_edges import PackedEdges
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.edges.base import EdgeEngine
+from circuitkit.engine.edges.engine import PackedEdges
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.proof.edges import edge_engine
 from circuitkit.loggers import JsonlLogger
 from circuitkit.methods import EdgePruning
 from circuitkit.metrics import LogitDiff

@@ -33,12 +33,12 @@ from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, 
 from circuitkit.core.graph import Edge, Level, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.base import Engine
-from circuitkit.engine.edge_checks import check_edges, edge_engine
-from circuitkit.engine.edges import EdgeEngine
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.packed_edges import PackedEdges
-from circuitkit.engine.reference import ReferenceEngine
-from circuitkit.engine.reference_edges import ReferenceEdges
+from circuitkit.engine.edges.base import EdgeEngine
+from circuitkit.engine.edges.engine import PackedEdges
+from circuitkit.engine.oracle.edges import ReferenceEdges
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.proof.edges import check_edges, edge_engine
 from circuitkit.methods import Knockout
 from circuitkit.metrics import LogitDiff
 from circuitkit.models.hooked import HookedModel

@@ -172,7 +172,7 @@ def test_conditional_means_under_a_base_that_was_never_scored(patcher, stride):
 
 def test_conditional_means_after_what_was_held_is_dropped(monkeypatch):
     """The store of means is emptied when it is full; what is needed again is computed again."""
-    monkeypatch.setattr("circuitkit.engine.conditional._HELD", 3)
+    monkeypatch.setattr("circuitkit.engine.packed.conditional._HELD", 3)
     fast, naive = engines(shared_model("gpt2", 4), tiny_prompts(), Mean("conditional"))
     base = fast.graph.without(fast.graph.full(), ["a0.h0", "m0", "m1"])
     for name in ("a1.h1", "m2", "a2.h0", "m3", "a3.h0", "a3.h1", "a0.h1"):
@@ -200,7 +200,7 @@ def test_stride_follows_the_free_memory(monkeypatch):
     """States of all layers do not fit, so only some are held: the same logits, from an earlier layer."""
     model, prompts = shared_model("gpt2", 4), tiny_prompts()
     a_layer = len(prompts) * prompts.n_pos * 2 * model.d_model * 4
-    monkeypatch.setattr("circuitkit.engine.trunk.free_bytes", lambda device: a_layer / 0.3 * 2.5)
+    monkeypatch.setattr("circuitkit.engine.packed.trunk.free_bytes", lambda device: a_layer / 0.3 * 2.5)
     fast, naive = engines(model, prompts, Mean())
     assert fast._clean_lane.trunk.stride == 2
     base = fast.graph.full()

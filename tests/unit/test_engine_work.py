@@ -21,7 +21,7 @@ from models_for_tests import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.methods import IterativePruning, Knockout
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean, Resample, Zero

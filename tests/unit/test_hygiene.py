@@ -25,9 +25,9 @@ from circuitkit.core.errors import MeasurementError
 from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.base import Baseline
-from circuitkit.engine.checks import quick_check
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.proof.quick import quick_check
 from circuitkit.methods import IterativePruning
 from circuitkit.metrics import KL, Floor, LogitDiff
 from circuitkit.models.hooked import HookedModel
@@ -203,7 +203,7 @@ def test_the_budget(monkeypatch):
     model, prompts = tiny_model("gpt2"), tiny_prompts()
     with pytest.raises(MeasurementError, match="engine.max_rows must be at least 1, found 0"):
         engines(model, prompts, Mean(), max_rows=0)
-    monkeypatch.setattr("circuitkit.engine.memory.free_bytes", lambda device: 10)
+    monkeypatch.setattr("circuitkit.engine.packed.memory.free_bytes", lambda device: 10)
     with pytest.raises(MeasurementError, match="Not even one prompt of 5 tokens fits the free memory"):
         engines(model, prompts, Mean())
     assert engines(model, prompts, Mean(), max_rows=1)[0].budget.rows == 1

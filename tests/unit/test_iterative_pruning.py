@@ -22,8 +22,8 @@ from models_for_tests import (
 from circuitkit.core.errors import CircuitError, ConfigError
 from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.methods import IterativePruning
 from circuitkit.methods.iterative_pruning import candidates_in
 from circuitkit.metrics import KL, LogitDiff

@@ -27,7 +27,7 @@ from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, 
 from circuitkit.core.folder_lock import LOCK, FolderLock
 from circuitkit.core.journal import JOURNAL, JournalFile, Recorded, Replay, read
 from circuitkit.core.records import RunInfo, Step
-from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.jobs.saved import literal
 from circuitkit.loggers import JsonlLogger
 from circuitkit.methods import IterativePruning, Knockout, RandomCircuit

@@ -9,7 +9,7 @@ from models_for_tests import engines, linear_llama, wire_head, wire_mlp
 
 from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
-from circuitkit.engine.checks import quick_check
+from circuitkit.engine.proof.quick import quick_check
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Mean, Resample, Zero
 

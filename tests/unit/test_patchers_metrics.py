@@ -12,9 +12,9 @@ from circuitkit.core.errors import ConfigError, MeasurementError
 from circuitkit.core.graph import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.base import Baseline
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
-from circuitkit.engine.replacements import GroupMean, entries
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.packed.replacements import GroupMean, entries
 from circuitkit.metrics import KL, Accuracy, AnswerRank, Floor, LogitDiff, ProbDiff
 from circuitkit.patchers import Mean, Needs, Resample, Zero
 

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine import PackedEngine
-from circuitkit.engine.dry import Cost, DryEngine, cost, measured_rates
+from circuitkit.engine.cost import Cost, DryEngine, cost, measured_rates
 from circuitkit.methods import EdgePruning, IterativePruning, Knockout
 from circuitkit.metrics import LogitDiff
 from circuitkit.models import HookedModel, load_shape

@@ -11,9 +11,9 @@ from models_for_tests import PATCHERS, hook_counts, tiny_model, tiny_prompts
 
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.graph import Graph, Kind
-from circuitkit.engine.checks import quick_check, rebuilt
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.proof.quick import quick_check, rebuilt
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean, Needs, Patcher, Resample, Zero
 
@@ -104,7 +104,7 @@ def test_a_broken_engine(engine, dtype):
 
 def test_states_held_over_the_wrong_layer(monkeypatch):
     """The shortcut itself broken: a pass starts one layer too late from what is held."""
-    monkeypatch.setattr("circuitkit.engine.trunk.Trunk.entry", lambda self, layer: max(0, min(layer + 1, self.depth)))
+    monkeypatch.setattr("circuitkit.engine.packed.trunk.Trunk.entry", lambda self, layer: max(0, min(layer + 1, self.depth)))
     with pytest.raises(MeasurementError, match="give different logits"):
         check(tiny_model("llama", n_layers=4))
 

@@ -13,7 +13,7 @@ from models_for_tests import PLANTED, planted_model, planted_prompts
 from circuitkit.callbacks import Callback
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.loggers import JsonlLogger, Logger
 from circuitkit.methods import IterativePruning, Knockout, RandomCircuit
 from circuitkit.metrics import LogitDiff

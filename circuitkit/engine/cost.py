@@ -17,9 +17,9 @@ from torch import Tensor
 
 from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.engine.base import Baseline
-from circuitkit.engine.memory import TOKENS_A_PASS, free_bytes, row_bytes
-from circuitkit.engine.packed import SATURATION, PackedEngine
-from circuitkit.engine.replacements import entries
+from circuitkit.engine.packed.engine import SATURATION, PackedEngine
+from circuitkit.engine.packed.memory import TOKENS_A_PASS, free_bytes, row_bytes
+from circuitkit.engine.packed.replacements import entries
 from circuitkit.models.hooked import HookedModel
 
 

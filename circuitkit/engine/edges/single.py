@@ -13,9 +13,9 @@ from torch import Tensor
 
 from circuitkit.core.edge_graph import INPUT, LOGITS, PORTS
 from circuitkit.core.graph import Edge, Kind, Node
-from circuitkit.engine.circuit_layers import States
-from circuitkit.engine.edge_passes import EdgePasses, Shift, added, chunks, difference, repeated
-from circuitkit.engine.edges import Mlps
+from circuitkit.engine.edges.base import Mlps
+from circuitkit.engine.edges.held import EdgePasses, Shift, added, chunks, difference, repeated
+from circuitkit.engine.edges.layers import States
 
 Pair = tuple[Node, Node]
 """Sender and receiver."""

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitkit.engine.edits import Layout
-from circuitkit.engine.memory import free_bytes
+from circuitkit.engine.packed.layout import Layout
+from circuitkit.engine.packed.memory import free_bytes
 from circuitkit.models.cache import KeysValues
 from circuitkit.models.hooked import HookedModel, Layer
 

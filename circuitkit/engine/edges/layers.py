@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.graph import Kind
-from circuitkit.engine.replacements import Replacements
+from circuitkit.engine.packed.replacements import Replacements
 from circuitkit.models.hooked import Heads, HookedModel, Layer, Projections, Resid
 
 

@@ -15,8 +15,8 @@ from circuitkit.core.graph import Graph, Kind
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.engine.base import Engine
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.models.checks import called, relative, tolerance
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The fast engine: many masks a forward pass, each started where it first differs from a run whose states are held.
 
-Exact: it makes the same decisions as the naive path in ``reference.py``, which tests compare it with.
+Exact: it makes the same decisions as the naive path in ``engine/oracle/nodes.py``, which tests compare it with.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.engine.base import Engine
-from circuitkit.engine.conditional import ConditionalMeans
-from circuitkit.engine.edits import Layout
-from circuitkit.engine.lane import Lane, ReplacementsFor, Work
-from circuitkit.engine.memory import RowBudget, is_out_of_memory
-from circuitkit.engine.reference import ReferenceEngine
-from circuitkit.engine.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.conditional import ConditionalMeans
+from circuitkit.engine.packed.lane import Lane, ReplacementsFor, Work
+from circuitkit.engine.packed.layout import Layout
+from circuitkit.engine.packed.memory import RowBudget, is_out_of_memory
+from circuitkit.engine.packed.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
 from circuitkit.models.allocator import keep_freed_memory
 
 _log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ import torch
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError
 from circuitkit.engine.base import Engine
-from circuitkit.engine.checks import few, rebuilt
-from circuitkit.engine.edges import EdgeEngine
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.packed_edges import PackedEdges
-from circuitkit.engine.reference import ReferenceEngine
-from circuitkit.engine.reference_edges import ReferenceEdges
+from circuitkit.engine.edges.base import EdgeEngine
+from circuitkit.engine.edges.engine import PackedEdges
+from circuitkit.engine.oracle.edges import ReferenceEdges
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.proof.quick import few, rebuilt
 from circuitkit.models.checks import relative, tolerance
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The fast path for edges: many of them a pass, from states of the circuit that are computed once.
 
-Exact: it gives the numbers of the naive path in ``reference_edges.py``, which tests compare it with. Up to its receiver an edge takes no
+Exact: it gives the numbers of the naive path in ``engine/oracle/edges.py``, which tests compare it with. Up to its receiver an edge takes no
 forward pass of its own: what the receiver then reads is a sum of states that are held, and, where MLPs recompute, of what these make of it.
 From the receiver on, edges x prompts are the rows of one pass.
 """
@@ -18,12 +18,12 @@ from torch import Tensor
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.graph import Edge
 from circuitkit.core.shapes import Values
-from circuitkit.engine.edge_passes import EdgePasses
-from circuitkit.engine.edges import EdgeEngine
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.pruned_edges import PrunedEdges
-from circuitkit.engine.reference_edges import ReferenceEdges
-from circuitkit.engine.single_edges import SingleEdges
+from circuitkit.engine.edges.base import EdgeEngine
+from circuitkit.engine.edges.held import EdgePasses
+from circuitkit.engine.edges.pruned import PrunedEdges
+from circuitkit.engine.edges.single import SingleEdges
+from circuitkit.engine.oracle.edges import ReferenceEdges
+from circuitkit.engine.packed.engine import PackedEngine
 
 
 class PackedEdges(EdgeEngine):

@@ -16,8 +16,8 @@ from circuitkit.core.graph import Graph
 from circuitkit.core.records import Step
 from circuitkit.core.shapes import Masks
 from circuitkit.engine.base import Engine
-from circuitkit.engine.checks import rebuilt
-from circuitkit.engine.memory import free_bytes, is_out_of_memory
+from circuitkit.engine.packed.memory import free_bytes, is_out_of_memory
+from circuitkit.engine.proof.quick import rebuilt
 from circuitkit.models.precision import as_float32, is_half, why_not_float32
 
 _log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitkit.core.shapes import Masks
-from circuitkit.engine.edits import Layout
-from circuitkit.engine.lane import Lane
-from circuitkit.engine.passes import SeeMlp
-from circuitkit.engine.plan import Pack
-from circuitkit.engine.replacements import GroupMean, Replacements
+from circuitkit.engine.packed.lane import Lane
+from circuitkit.engine.packed.layout import Layout
+from circuitkit.engine.packed.packed_pass import SeeMlp
+from circuitkit.engine.packed.packing import Pack
+from circuitkit.engine.packed.replacements import GroupMean, Replacements
 
 Key = tuple[int, bytes]
 _HELD = 4096

@@ -11,9 +11,9 @@ from torch import Tensor
 from circuitkit.core.edge_graph import EdgeGraph
 from circuitkit.core.graph import Kind, Node
 from circuitkit.core.shapes import Values
-from circuitkit.engine.circuit_layers import CircuitLayers, States
-from circuitkit.engine.memory import free_bytes, is_out_of_memory
-from circuitkit.engine.packed import PackedEngine
+from circuitkit.engine.edges.layers import CircuitLayers, States
+from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.packed.memory import free_bytes, is_out_of_memory
 from circuitkit.models.hooked import Heads, Resid
 
 Shift = Float[Tensor, "prompt pos d_model"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitkit.core.edge_graph import INPUT, LOGITS, PORTS
 from circuitkit.core.graph import Edge, Kind, Node
-from circuitkit.engine.edge_passes import EdgePasses, difference, repeated
+from circuitkit.engine.edges.held import EdgePasses, difference, repeated
 from circuitkit.models.hooked import Heads, Resid
 
 ByMask = dict[Node, Float[Tensor, "mask prompt pos d_model"]]

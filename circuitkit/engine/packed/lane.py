@@ -11,12 +11,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitkit.core.shapes import Masks
-from circuitkit.engine.edits import Edits, Layout
-from circuitkit.engine.memory import RowBudget, is_out_of_memory
-from circuitkit.engine.passes import PackedPass, SeeMlp
-from circuitkit.engine.plan import Pack, pack
-from circuitkit.engine.replacements import Replacements
-from circuitkit.engine.trunk import Trunk, Watch
+from circuitkit.engine.packed.layout import Edits, Layout
+from circuitkit.engine.packed.memory import RowBudget, is_out_of_memory
+from circuitkit.engine.packed.packed_pass import PackedPass, SeeMlp
+from circuitkit.engine.packed.packing import Pack, pack
+from circuitkit.engine.packed.replacements import Replacements
+from circuitkit.engine.packed.trunk import Trunk, Watch
 from circuitkit.models.cache import keys_values, new_cache, prefix_cache, sliding_window
 from circuitkit.models.hooked import HookedModel
 

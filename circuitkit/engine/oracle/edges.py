@@ -18,8 +18,8 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.edge_graph import INPUT, PORTS
 from circuitkit.core.graph import Edge, Kind, Node
 from circuitkit.core.shapes import Logits, Values
-from circuitkit.engine.edges import EdgeEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.edges.base import EdgeEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
 
 
 @dataclass

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitkit.engine.edits import Edits
-from circuitkit.engine.replacements import Replacements
-from circuitkit.engine.trunk import Watch
+from circuitkit.engine.packed.layout import Edits
+from circuitkit.engine.packed.replacements import Replacements
+from circuitkit.engine.packed.trunk import Watch
 from circuitkit.models.hooked import HookedModel, Layer
 
 SeeMlp = Callable[[int, Tensor], None]

@@ -1,7 +1,7 @@
 """Whether an engine's numbers for a model can be trusted: checks of every shortcut against the naive path, and of what they leave behind.
 
 Those that need nothing but the model are in ``models/checks.py``. ``circuitkit job=doctor`` runs all of them; their cheap form, at the
-start of every run, is in ``checks.py``.
+start of every run, is in ``quick.py``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from circuitkit.core.graph import Graph, Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.engine.base import Engine
-from circuitkit.engine.packed import PackedEngine
-from circuitkit.engine.reference import ReferenceEngine
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.metrics.base import Metric
 from circuitkit.models.checks import (
     MODEL_CHECKS,

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitkit.core.shapes import Masks
-from circuitkit.engine.edits import Layout
+from circuitkit.engine.packed.layout import Layout
 
 
 @dataclass(frozen=True)

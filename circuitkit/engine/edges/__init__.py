@@ -1,0 +1,1 @@
+"""Edges: the contract of their engines, and the fast one."""

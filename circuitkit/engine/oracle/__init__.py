@@ -1,0 +1,1 @@
+"""The naive paths that every shortcut is compared with."""

@@ -1,0 +1,1 @@
+"""The fast engine for nodes: many masks a forward pass."""

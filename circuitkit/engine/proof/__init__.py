@@ -1,0 +1,1 @@
+"""Whether an engine's numbers can be trusted."""
