@@ -1,8 +1,8 @@
 """The fast path for edges: many of them a pass, from states of the circuit that are computed once.
 
 Exact: it gives the numbers of the naive path in ``engine/oracle/edges.py``, which tests compare it with. Up to its receiver an edge takes
-no forward pass of its own: what the receiver then reads is a sum of states that are held, and, where MLPs recompute, of what these make of it.
-From the receiver on, edges x prompts are the rows of one pass.
+no forward pass of its own: what the receiver then reads is a sum of states that are held, and, where MLPs recompute, of what these
+make of it. From the receiver on, edges x prompts are the rows of one pass.
 """
 
 from __future__ import annotations
