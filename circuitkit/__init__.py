@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from circuitkit.config import build
     from circuitkit.core.circuit import Circuit, Scores
     from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, ModelError, PromptError, UserError
-    from circuitkit.core.graph import Edge, Graph, Node
+    from circuitkit.core.node import Edge, Node
     from circuitkit.core.prompts import Prompt, PromptSet
+    from circuitkit.core.universe import Universe
     from circuitkit.loggers import JsonlLogger, WandbLogger
     from circuitkit.models.loading import load_model
     from circuitkit.results import RunResult
@@ -34,18 +35,18 @@ _HOMES = {
     "Circuit": "core.circuit",
     "CircuitError": "core.errors",
     "ConfigError": "core.errors",
-    "Edge": "core.graph",
-    "Graph": "core.graph",
+    "Edge": "core.node",
     "JsonlLogger": "loggers",
     "MeasurementError": "core.errors",
     "ModelError": "core.errors",
-    "Node": "core.graph",
+    "Node": "core.node",
     "Prompt": "core.prompts",
     "PromptError": "core.errors",
     "PromptSet": "core.prompts",
     "RunResult": "results",
     "Runner": "runner",
     "Scores": "core.circuit",
+    "Universe": "core.universe",
     "UserError": "core.errors",
     "WandbLogger": "loggers",
     "build": "config",
@@ -57,7 +58,7 @@ __all__ = [  # noqa: F822  loaded by __getattr__
     "CircuitError",
     "ConfigError",
     "Edge",
-    "Graph",
+    "Universe",
     "JsonlLogger",
     "MeasurementError",
     "ModelError",
@@ -68,6 +69,7 @@ __all__ = [  # noqa: F822  loaded by __getattr__
     "RunResult",
     "Runner",
     "Scores",
+    "Universe",
     "UserError",
     "WandbLogger",
     "__version__",

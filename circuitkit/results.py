@@ -16,7 +16,7 @@ import circuitkit
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Level
+from circuitkit.core.node import Level
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
 from circuitkit.engine.base import Baseline, Engine
@@ -65,7 +65,7 @@ def run_info(name: str, engine: Engine, parts: Mapping[str, Any], settings: Mapp
     }
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
     provenance |= {"task": parts["task"].name, "content_hash": digest}
-    return RunInfo(name, settings if settings is not None else described, provenance, digest, len(engine.prompts), len(engine.graph))
+    return RunInfo(name, settings if settings is not None else described, provenance, digest, len(engine.prompts), len(engine.universe))
 
 
 def versions() -> dict[str, str]:
@@ -89,8 +89,8 @@ def evaluated(result: RunResult, engine: Engine) -> RunResult:
         "evaluations": len(result.steps),
     }
     if result.circuit is not None:
-        circuit = result.circuit  # a circuit of edges comes with the score of its graph, which masks over nodes cannot say
-        score = circuit.score if circuit.level is not Level.NODE else engine.percent(circuit.mask(engine.graph)[None]).item()
+        circuit = result.circuit  # a circuit of edges comes with the score of its universe, which masks over nodes cannot say
+        score = circuit.score if circuit.level is not Level.NODE else engine.percent(circuit.mask(engine.universe)[None]).item()
         return replace(result, circuit=replace(result.circuit, score=score, provenance={**provenance, **result.circuit.provenance}))
     assert result.scores is not None
     return replace(result, scores=replace(result.scores, provenance={**provenance, **result.scores.provenance}))

@@ -73,7 +73,7 @@ class Runner:
             method: Chooses the masks.
             patcher: What removed components are replaced by.
             metric: What that costs.
-            engine: Makes the engine from model, prompts, patcher, metric and graph.
+            engine: Makes the engine from model, prompts, patcher, metric and universe.
             name: Of the run; made from its parts if None.
             settings: What to log as its configuration; taken from the parts if None.
             resume: What an earlier process of this run left in its journal, to go on from.
@@ -84,7 +84,7 @@ class Runner:
         """
         with self._closing(), ExitStack() as stack:
             prompts = task.prompts(model.tokenizer, accept=Solves(model) if task.filter else None)
-            scorer = stack.enter_context(spread(engine(model, prompts, patcher, metric, method.units(model.graph, prompts))))
+            scorer = stack.enter_context(spread(engine(model, prompts, patcher, metric, method.units(model.universe, prompts))))
             if isinstance(scorer, DistributedEngine) and not scorer.leads:
                 return from_text(scorer.serve(), scorer)
             parts = {"task": task, "method": method, "patcher": patcher, "metric": metric}

@@ -22,7 +22,7 @@ from circuitkit.callbacks.base import Callback
 from circuitkit.callbacks.dispatch import Callbacks
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe
-from circuitkit.core.graph import Level, Node
+from circuitkit.core.node import Level, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
 from circuitkit.engine.base import Engine
@@ -274,7 +274,7 @@ class MethodConformance(_Conformance):
         found, _ = self._run()
         if isinstance(found, Circuit) and found.score is not None and found.level is Level.NODE:
             engine = self.engine()
-            again = engine.percent(found.mask(engine.graph)[None]).item()
+            again = engine.percent(found.mask(engine.universe)[None]).item()
             assert abs(again - found.score) < max(engine.margin, 1e-2), f"it says {found.score}, but scores {again}"
 
 

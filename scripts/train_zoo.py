@@ -48,10 +48,7 @@ from circuitkit.tasks import words  # noqa: E402
 SPARSITY = {"tiny_gpt2": 0.025, "tiny_llama": 0.007}
 SPARSE_STEPS = {"tiny_gpt2": 700, "tiny_llama": 600}
 # Half of the first layer's heads are dear, so that later layers' heads have work to do.
-HEAD_PRICES = {
-    name: ((1,) * 4 + (dear,) * 4, *[(1,) * 8] * 3)
-    for name, dear in (("tiny_gpt2", 6), ("tiny_llama", 8))
-}
+HEAD_PRICES = {name: ((1,) * 4 + (dear,) * 4, *[(1,) * 8] * 3) for name, dear in (("tiny_gpt2", 6), ("tiny_llama", 8))}
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
@@ -69,9 +66,7 @@ def build_tokenizer(adds_bos: bool) -> PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate(unique)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     if adds_bos:
         backend.post_processor = processors.TemplateProcessing(
             single="<bos> $A",
@@ -178,9 +173,7 @@ def planned_steps(options: argparse.Namespace) -> int:
     return options.steps + (options.sparse_steps if options.sparsity else 0)
 
 
-def describe(
-    options: argparse.Namespace, model: PreTrainedModel, step: int, loss: float, seconds: float
-) -> dict[str, object]:
+def describe(options: argparse.Namespace, model: PreTrainedModel, step: int, loss: float, seconds: float) -> dict[str, object]:
     """Return the card's contents but for the skills."""
     shares = {kind.__name__: share for kind, share in recipe.RECIPE.items()}
     weights = (recipe.FILLER, recipe.RANDOM_MEMBER, recipe.ANSWER)
@@ -337,9 +330,7 @@ def main() -> None:
             on_log=on_log,
         )
     if options.sparsity:
-        loss = sparsify(
-            options, model, vocabulary, lambda step, loss: on_log(options.steps + step, loss)
-        )
+        loss = sparsify(options, model, vocabulary, lambda step, loss: on_log(options.steps + step, loss))
     write(planned, loss)
 
 

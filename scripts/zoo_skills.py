@@ -47,10 +47,7 @@ def core_cases(name: str, template: str, draws: int, shown: int = 4) -> list[Cas
     """Return prompts of a core set from every start, some filler draws each."""
     rng, members = random.Random(1234), core_members(name)
     starts = [start for start in range(12 - shown) for _ in range(draws)]
-    return [
-        (prompt(rng, template, members[start : start + shown]), members[start + shown])
-        for start in starts
-    ]
+    return [(prompt(rng, template, members[start : start + shown]), members[start + shown]) for start in starts]
 
 
 def corrupted_prompts(name: str, template: str, count: int) -> list[list[str]]:
@@ -106,13 +103,10 @@ def other_cases(count: int = 256) -> dict[str, list[Case]]:
         for name in ("days", "letters", "numwords", "es_numwords", "months", "es_months"):
             members = list(recipe.SETS[name][0])
             cases[f"{name}, 3 members, {template}"] = [
-                (prompt(rng, template, members[start : start + 3]), members[start + 3])
-                for start in range(len(members) - 3)
+                (prompt(rng, template, members[start : start + 3]), members[start + 3]) for start in range(len(members) - 3)
             ]
     for shown in (3, 5, 6):
-        cases[f"core sets, {shown} members, done"] = [
-            item for name in CORE for item in core_cases(name, "done", 4, shown)
-        ]
+        cases[f"core sets, {shown} members, done"] = [item for name in CORE for item in core_cases(name, "done", 4, shown)]
     return cases
 
 
@@ -120,9 +114,7 @@ def other_cases(count: int = 256) -> dict[str, list[Case]]:
 
 
 @torch.no_grad()
-def final_logits(
-    model: PreTrainedModel, vocabulary: dict[str, int], prompts: list[list[str]], bos: bool
-) -> Tensor:
+def final_logits(model: PreTrainedModel, vocabulary: dict[str, int], prompts: list[list[str]], bos: bool) -> Tensor:
     """Return the logits after the last word of each prompt."""
     docs = [[(word, 0.0) for word in ["<bos>"] * bos + words] for words in prompts]
     logits = model(input_ids=recipe.chunk(docs, vocabulary)[0]).logits
@@ -134,17 +126,13 @@ def share(hits: Tensor) -> float:
     return round(hits.float().mean().item(), 4)
 
 
-def accuracy(
-    model: PreTrainedModel, vocabulary: dict[str, int], cases: list[Case], bos: bool
-) -> float:
+def accuracy(model: PreTrainedModel, vocabulary: dict[str, int], cases: list[Case], bos: bool) -> float:
     """Return the share of cases whose top-1 next token is right."""
     logits = final_logits(model, vocabulary, [words for words, _ in cases], bos)
     return share(logits.argmax(-1) == torch.tensor([vocabulary[answer] for _, answer in cases]))
 
 
-def core_skill(
-    model: PreTrainedModel, vocabulary: dict[str, int], name: str, template: str, bos: bool
-) -> dict[str, float]:
+def core_skill(model: PreTrainedModel, vocabulary: dict[str, int], name: str, template: str, bos: bool) -> dict[str, float]:
     """Measure one core set in one template: eight starts, 32 filler draws each."""
     cases = core_cases(name, template, draws=32)
     members = core_members(name)
@@ -189,18 +177,13 @@ def evaluate(model: PreTrainedModel, vocabulary: dict[str, int]) -> dict[str, di
     model.eval()
     uses = {"without_bos": False, "with_bos": True}
     core = {
-        f"{name}/{template}": {
-            use: core_skill(model, vocabulary, name, template, bos) for use, bos in uses.items()
-        }
+        f"{name}/{template}": {use: core_skill(model, vocabulary, name, template, bos) for use, bos in uses.items()}
         for name in CORE
         for template in (*recipe.TEMPLATES, "bare")
     }
     other = {
-        name: {use: accuracy(model, vocabulary, cases, bos) for use, bos in uses.items()}
-        | {"cases": len(cases)}
+        name: {use: accuracy(model, vocabulary, cases, bos) for use, bos in uses.items()} | {"cases": len(cases)}
         for name, cases in other_cases().items()
     }
-    other["greater-than year"] = {
-        use: later_year(model, vocabulary, bos) for use, bos in uses.items()
-    } | {"cases": 256}
+    other["greater-than year"] = {use: later_year(model, vocabulary, bos) for use, bos in uses.items()} | {"cases": 256}
     return {"core": core, "other": other}

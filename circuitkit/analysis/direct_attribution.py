@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitkit.core.errors import MeasurementError, ModelError
-from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.universe import Universe
 from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.models.checks import tolerance
 from circuitkit.models.hooked import HookedModel, Layer
@@ -71,7 +71,7 @@ def direct_attribution(model: HookedModel, prompts: PromptSet) -> Attribution:
         columns.append((states.mlp_out[layer] * direction).sum(-1, keepdim=True))
         biases = biases + direction @ bias
     values = torch.cat([*columns, biases[:, None]], 1)
-    parts = ("input", *(str(node) for node in Graph(model.n_layers, model.n_heads)), BIAS)
+    parts = ("input", *(str(node) for node in Universe.of_nodes(model.n_layers, model.n_heads)), BIAS)
     found = Attribution(parts, values, states.differences)
     _check_sum(model, found, states.spread)
     return found

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuitkit.analysis.attention import MeanPattern
 from circuitkit.core.errors import MeasurementError, PromptError
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.models.hooked import HookedModel
 

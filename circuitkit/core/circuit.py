@@ -10,10 +10,10 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitkit.core.edge_graph import INPUT, LOGITS, PORTS, precedes
 from circuitkit.core.errors import CircuitError
-from circuitkit.core.graph import Edge, Graph, Kind, Level, Node
+from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, precedes
 from circuitkit.core.sealed import read_text, reading, seal, unseal, write_text
+from circuitkit.core.universe import NodeUniverse
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Circuit:
         object.__setattr__(self, "edges", tuple(sorted(set(self.edges), key=_edge_order)))
 
     @classmethod
-    def of(cls, graph: Graph, mask: Bool[Tensor, "node"], **fields: Any) -> Circuit:
-        """The circuit that a mask over a graph stands for."""
-        return cls(graph.members(mask), graph.n_layers, graph.n_heads, **fields)
+    def of(cls, universe: NodeUniverse, mask: Bool[Tensor, "node"], **fields: Any) -> Circuit:
+        """The circuit that a mask over a universe stands for."""
+        return cls(universe.members(mask), universe.n_layers, universe.n_heads, **fields)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,20 +104,21 @@ class Circuit:
         union = len(self | other)
         return len(self & other) / union if union else 1.0
 
-    def mask(self, graph: Graph) -> Bool[Tensor, "node"]:
-        """The mask over a graph that keeps just the members.
+    def mask(self, universe: NodeUniverse) -> Bool[Tensor, "node"]:
+        """The mask over a universe that keeps just the members.
 
         Raises:
             CircuitError: The circuit belongs to a model of another shape, or has edges.
         """
-        self.check_fits(graph.n_layers, graph.n_heads)
+        self.check_fits(universe.n_layers, universe.n_heads)
         if self.level is not Level.NODE:
             raise CircuitError(
                 f"This is a circuit of edges (level {self.level}), and a circuit of nodes was expected. Take the file of the node "
                 "circuit that it was made from, or its nodes alone with Circuit.nodes_only()."
             )
-        nodes = [node.at(span) for node in self.nodes for span in graph.spans if node.span in (None, span)] if graph.spans else self.nodes
-        return graph.mask(nodes)
+        if not universe.spans:
+            return universe.mask(self.nodes)
+        return universe.mask(node.at(span) for node in self.nodes for span in universe.spans if node.span in (None, span))
 
     def nodes_only(self) -> Circuit:
         """The circuit of the same nodes, with every edge between them; its score was not measured."""

@@ -8,8 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.edge_graph import INPUT, LOGITS
-from circuitkit.core.graph import Kind, Node
+from circuitkit.core.node import INPUT, LOGITS, Kind, Node
 
 if TYPE_CHECKING:
     import networkx

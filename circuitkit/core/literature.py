@@ -13,8 +13,9 @@ from typing import Any
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError
-from circuitkit.core.graph import Graph, Kind, Node
+from circuitkit.core.node import Kind, Node
 from circuitkit.core.sealed import read_text
+from circuitkit.core.universe import Universe
 
 ALL = "all"
 _EXAMPLE = '{"heads": [[0, 1], [4, 4]], "mlps": [0, 9]}'
@@ -40,9 +41,9 @@ class PublishedCircuit:
         Raises:
             CircuitError: The list names a component that this model does not have.
         """
-        graph = Graph(n_layers, n_heads)
-        heads = [Node.of_head(*each) for each in self.heads] if self.heads is not None else [n for n in graph if n.kind is Kind.HEAD]
-        mlps = [Node.of_mlp(layer) for layer in self.mlps] if self.mlps is not None else [n for n in graph if n.kind is Kind.MLP]
+        universe = Universe.of_nodes(n_layers, n_heads)
+        heads = [Node.of_head(*each) for each in self.heads] if self.heads is not None else [n for n in universe if n.kind is Kind.HEAD]
+        mlps = [Node.of_mlp(layer) for layer in self.mlps] if self.mlps is not None else [n for n in universe if n.kind is Kind.MLP]
         strays = [str(node) for node in (*heads, *mlps) if node.layer >= n_layers or (node.head or 0) >= n_heads]
         if strays:
             raise CircuitError(

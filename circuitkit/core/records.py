@@ -58,7 +58,7 @@ class RunInfo:
         provenance: Seed, versions, model revision and hashes.
         content_hash: Hash of settings, code version, prompts and weights: equal hash, equal result.
         n_prompts: Prompts that passed the filter.
-        n_nodes: Units of the graph.
+        n_nodes: Units of the universe.
     """
 
     name: str

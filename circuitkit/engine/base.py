@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.metrics.base import Floor, Metric
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher
@@ -78,15 +78,17 @@ class Engine(ABC):
         prompts: The prompts.
         patcher: What removed components are replaced by.
         metric: What that costs.
-        graph: The units that a mask has.
+        universe: The units that a mask has.
     """
 
-    def __init__(self, model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, graph: Graph | None = None) -> None:
+    def __init__(
+        self, model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, universe: NodeUniverse | None = None
+    ) -> None:
         self.model = model
         self.prompts = prompts
         self.patcher = patcher
         self.metric = metric
-        self.graph = graph or model.graph
+        self.universe = universe or model.universe
         self._baseline: Baseline | None = None
 
     @property
@@ -135,13 +137,13 @@ class Engine(ABC):
             base: The mask from which these were made by small changes, if there is one.
 
         Raises:
-            MeasurementError: No mask, or masks of another graph.
+            MeasurementError: No mask, or masks of another universe.
         """
         masks = self._checked(masks)
         if base is not None and (base.shape != masks.shape[1:] or base.dtype != torch.bool):
             raise MeasurementError(
-                f"The base must be one mask of {len(self.graph)} units, found {tuple(base.shape)} of {base.dtype}. "
-                "Make it with engine.graph."
+                f"The base must be one mask of {len(self.universe)} units, found {tuple(base.shape)} of {base.dtype}. "
+                "Make it with engine.universe."
             )
         clean = self._clean  # before the passes, whose held states it would replace
         values = torch.empty(len(masks), len(self.prompts))
@@ -165,7 +167,7 @@ class Engine(ABC):
         """
         if self._baseline is None:
             clean = self.measure(self._clean[None], slice(0, len(self.prompts)))[0]
-            patched = self.score(self.graph.empty()[None])[0]
+            patched = self.score(self.universe.empty()[None])[0]
             baseline = Baseline(clean, patched, self.metric.floor, self.metric.unit)
             baseline.check(self.metric)
             self._baseline = baseline
@@ -184,10 +186,10 @@ class Engine(ABC):
         return self.metric.score(logits, prompts, clean_logits=clean[rows].to(logits.device)).float().cpu()
 
     def _checked(self, masks: Masks) -> Masks:
-        if masks.ndim != 2 or masks.shape[1] != len(self.graph) or masks.dtype != torch.bool:
+        if masks.ndim != 2 or masks.shape[1] != len(self.universe) or masks.dtype != torch.bool:
             raise MeasurementError(
-                f"Masks must be a boolean table of masks x {len(self.graph)} units, found {tuple(masks.shape)} of {masks.dtype}. "
-                "Make them with engine.graph."
+                f"Masks must be a boolean table of masks x {len(self.universe)} units, found {tuple(masks.shape)} of {masks.dtype}. "
+                "Make them with engine.universe."
             )
         if len(masks) == 0:
             raise MeasurementError("The list of masks is empty, so there is nothing to score. Give at least one mask.")

@@ -52,7 +52,7 @@ class DryEngine(PackedEngine):
     def baseline(self) -> Baseline:
         """Makes the passes of a baseline; its numbers mean nothing."""
         if self._baseline is None:
-            self.score(self.graph.empty()[None])
+            self.score(self.universe.empty()[None])
             ones = torch.ones(len(self.prompts))
             self._baseline = Baseline(ones, 0 * ones, self.metric.floor, self.metric.unit)
         return self._baseline

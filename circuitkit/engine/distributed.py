@@ -61,7 +61,7 @@ class DistributedEngine(Engine):
     """
 
     def __init__(self, engine: Engine, launched: Processes) -> None:
-        super().__init__(engine.model, engine.prompts, engine.patcher, engine.metric, engine.graph)
+        super().__init__(engine.model, engine.prompts, engine.patcher, engine.metric, engine.universe)
         self._engine = engine
         self._launched = launched
         self._serving = True
@@ -129,7 +129,7 @@ class DistributedEngine(Engine):
                 raise FailedElsewhere("The first process of this launch stopped before the end; its own message says why.")
             if kind == _END:
                 return bytes(_tell(torch.zeros(size, dtype=torch.uint8)).tolist()).decode()
-            table = _tell(torch.zeros(size, len(self.graph), dtype=torch.uint8)).bool()
+            table = _tell(torch.zeros(size, len(self.universe), dtype=torch.uint8)).bool()
             self._together(table[: size - has_base], table[-1] if has_base else None)
 
     def finish(self, text: str) -> None:
@@ -170,7 +170,7 @@ class DistributedEngine(Engine):
 
     def _meet(self) -> None:
         """Waits for the other processes. In a sweep one may have failed a job that the others go on with."""
-        parts = (self.model.name, len(self.graph), self.prompts.content_hash(), describe(self.patcher), describe(self.metric))
+        parts = (self.model.name, len(self.universe), self.prompts.content_hash(), describe(self.patcher), describe(self.metric))
         _meet(hashlib.sha256(repr(parts).encode()).digest(), self._launched)
         _log.info("%d processes share the masks of this search.", self._launched.count)
 

@@ -6,14 +6,15 @@ import random
 from collections.abc import Collection
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.graph import Graph, Kind, Node
+from circuitkit.core.node import Kind, Node
+from circuitkit.core.universe import NodeUniverse
 
 
-def random_sets(graph: Graph, like: Circuit, *, draws: int, seed: int, avoid: Collection[Node] = ()) -> list[tuple[Node, ...]]:
+def random_sets(universe: NodeUniverse, like: Circuit, *, draws: int, seed: int, avoid: Collection[Node] = ()) -> list[tuple[Node, ...]]:
     """Sets with as many heads and as many MLPs as a circuit, drawn at random without replacement.
 
     Args:
-        graph: All components of the model.
+        universe: All components of the model.
         like: The circuit whose size they have.
         draws: How many sets.
         seed: Of the draws.
@@ -22,12 +23,12 @@ def random_sets(graph: Graph, like: Circuit, *, draws: int, seed: int, avoid: Co
     """
     source = random.Random(seed)
     sizes = {Kind.HEAD: len(like.heads), Kind.MLP: len(like.mlps)}
-    drawn = [[node for kind, size in sizes.items() for node in _drawn(source, graph, kind, size, avoid)] for _ in range(draws)]
-    return [graph.members(graph.mask(nodes)) for nodes in drawn]
+    drawn = [[node for kind, size in sizes.items() for node in _drawn(source, universe, kind, size, avoid)] for _ in range(draws)]
+    return [universe.members(universe.mask(nodes)) for nodes in drawn]
 
 
-def _drawn(source: random.Random, graph: Graph, kind: Kind, size: int, avoid: Collection[Node]) -> list[Node]:
-    free = [node for node in graph.nodes if node.kind is kind and node not in avoid]
+def _drawn(source: random.Random, universe: NodeUniverse, kind: Kind, size: int, avoid: Collection[Node]) -> list[Node]:
+    free = [node for node in universe.nodes if node.kind is kind and node not in avoid]
     if size <= len(free):
         return source.sample(free, size)
-    return free + source.sample([node for node in graph.nodes if node.kind is kind and node in avoid], size - len(free))
+    return free + source.sample([node for node in universe.nodes if node.kind is kind and node in avoid], size - len(free))

@@ -13,7 +13,8 @@ from torch import Tensor
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Graph, Kind, Node
+from circuitkit.core.node import Kind, Node
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.evaluation.controls import random_sets
 from circuitkit.evaluation.scoring import NamedMasks, NamedScores, measured, member_mask, scored
@@ -54,7 +55,7 @@ def evaluate(
     Source: "Towards Interpretable Sequence Continuation" (arXiv 2311.04131), importance of components and random baselines.
 
     Args:
-        engine: Scores masks; its graph is that of whole components.
+        engine: Scores masks; its universe is that of whole components.
         circuit: What to evaluate.
         label: Of the circuit, for people.
         task: Name of the task that the prompts are of.
@@ -75,12 +76,12 @@ def evaluate(
     """
     if draws < 1:
         raise ConfigError(f"draws must be at least 1, found {draws}.")
-    graph, kept = engine.graph, member_mask(engine, circuit, label)
+    universe, kept = engine.universe, member_mask(engine, circuit, label)
     if shared is not None:
         member_mask(engine, shared, "of the shared set")
-    sets = _removed_sets(graph, circuit, label, shared, draws, seed)
-    random_circuits = random_sets(graph, circuit, draws=draws, seed=seed)
-    groups = _masks(graph, circuit, kept, sets, random_circuits)
+    sets = _removed_sets(universe, circuit, label, shared, draws, seed)
+    random_circuits = random_sets(universe, circuit, draws=draws, seed=seed)
+    groups = _masks(universe, circuit, kept, sets, random_circuits)
     found = measured(engine, groups)
     found |= {("control", each.label): torch.stack([found["control", each.label, draw] for draw in range(draws)]).mean(0) for each in sets}
     scores = scored(engine, found, resamples=resamples, confidence=confidence, seed=seed)
@@ -95,7 +96,7 @@ def evaluate(
         "prompts": _prompts(engine, scores),
         "removed_from_circuit": {str(node): _removed(scores, ("circuit without", node), _CIRCUIT) for node in circuit.nodes},
         "removed_from_model": {str(node): _removed(scores, ("model without", node)) for node in circuit.nodes},
-        "random_head": _random_head(scores, graph),
+        "random_head": _random_head(scores, universe),
         "random_circuits": _random_circuits(scores, draws, engine.margin),
         "sets_removed_from_model": [entry for each in sets for entry in _removed_set(scores, each, engine.margin)],
     }
@@ -103,29 +104,33 @@ def evaluate(
 
 
 def _masks(
-    graph: Graph, circuit: Circuit, kept: Bool[Tensor, "node"], sets: Sequence[_RemovedSet], random_circuits: Sequence[Sequence[Node]]
+    universe: NodeUniverse,
+    circuit: Circuit,
+    kept: Bool[Tensor, "node"],
+    sets: Sequence[_RemovedSet],
+    random_circuits: Sequence[Sequence[Node]],
 ) -> list[NamedMasks]:
     """Every mask to score, together with those that share most with it."""
-    full = graph.full()
-    alone = [node for node in graph.nodes if node.kind is Kind.HEAD or node in circuit]
+    full = universe.full()
+    alone = [node for node in universe.nodes if node.kind is Kind.HEAD or node in circuit]
     return [
-        NamedMasks({_CIRCUIT: kept} | {("circuit without", node): graph.without(kept, [node]) for node in circuit.nodes}, kept),
+        NamedMasks({_CIRCUIT: kept} | {("circuit without", node): universe.without(kept, [node]) for node in circuit.nodes}, kept),
         NamedMasks(
-            {("model without", node): graph.without(full, [node]) for node in alone}
-            | {("set", each.label): graph.without(full, each.nodes) for each in sets}
-            | {("control", each.label, draw): graph.without(full, nodes) for each in sets for draw, nodes in enumerate(each.controls)},
+            {("model without", node): universe.without(full, [node]) for node in alone}
+            | {("set", each.label): universe.without(full, each.nodes) for each in sets}
+            | {("control", each.label, draw): universe.without(full, nodes) for each in sets for draw, nodes in enumerate(each.controls)},
             full,
         ),
-        NamedMasks({("random circuit", draw): graph.mask(nodes) for draw, nodes in enumerate(random_circuits)}),
+        NamedMasks({("random circuit", draw): universe.mask(nodes) for draw, nodes in enumerate(random_circuits)}),
     ]
 
 
-def _removed_sets(graph: Graph, circuit: Circuit, label: str, shared: Circuit | None, draws: int, seed: int) -> list[_RemovedSet]:
+def _removed_sets(universe: NodeUniverse, circuit: Circuit, label: str, shared: Circuit | None, draws: int, seed: int) -> list[_RemovedSet]:
     """The circuit and the shared set, and the heads of each alone, because most sets hold nearly all MLPs."""
     whole = {label: circuit} | ({"the shared set": shared} if shared is not None else {})
     heads = {f"{name}, heads only": replace(each, nodes=each.heads) for name, each in whole.items() if each.heads and each.mlps}
     return [
-        _RemovedSet(name, each.nodes, random_sets(graph, each, draws=draws, seed=seed, avoid=each.nodes))
+        _RemovedSet(name, each.nodes, random_sets(universe, each, draws=draws, seed=seed, avoid=each.nodes))
         for name, each in (whole | heads).items()
     ]
 
@@ -154,8 +159,8 @@ def _removed(scores: NamedScores, key: object, reference: object | None = None) 
     return scores.interval(key).plain() | {"drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
 
 
-def _random_head(scores: NamedScores, graph: Graph) -> dict[str, Any]:
-    drops = {str(node): scores.drop(("model without", node)).value for node in graph.nodes if node.kind is Kind.HEAD}
+def _random_head(scores: NamedScores, universe: NodeUniverse) -> dict[str, Any]:
+    drops = {str(node): scores.drop(("model without", node)).value for node in universe.nodes if node.kind is Kind.HEAD}
     return {"mean_drop": sum(max(0.0, drop) for drop in drops.values()) / len(drops), "n": len(drops), "drops": drops}
 
 

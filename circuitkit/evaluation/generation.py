@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.graph import Kind, Node
+from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks, TokenIds
 from circuitkit.engine.packed.memory import RowBudget, free_bytes, is_out_of_memory, row_bytes
@@ -61,7 +61,7 @@ def generate(
     Args:
         model: The model.
         ids: Prompts of equal length.
-        masks: One row a mask over ``model.graph``; True = left as it is.
+        masks: One row a mask over ``model.universe``; True = left as it is.
         patcher: What removed components are replaced by.
         corrupt_ids: The corrupt twins, of the same length; needed by patchers that ask for a corrupt run.
         max_new_tokens: How many tokens to generate at most. A pass ends early when every row has come to its end-of-text token.

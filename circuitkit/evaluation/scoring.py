@@ -99,4 +99,4 @@ def member_mask(engine: Engine, circuit: Circuit, label: str) -> Bool[Tensor, "n
     circuit.check_fits(engine.model.n_layers, engine.model.n_heads, engine.model.name)
     if not circuit.nodes:
         raise CircuitError(f"The circuit {label} is empty, so there is nothing to evaluate. Take one with at least one head or MLP.")
-    return circuit.mask(engine.graph)
+    return circuit.mask(engine.universe)

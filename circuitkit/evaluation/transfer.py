@@ -16,9 +16,9 @@ from torch import Tensor
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError, MeasurementError, PromptError
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Graph
 from circuitkit.core.questions import QuestionSet
 from circuitkit.core.shapes import Masks
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.evaluation.controls import random_sets
 from circuitkit.evaluation.generation import generate
 from circuitkit.models.hooked import HookedModel
@@ -129,7 +129,7 @@ def transfer(
         MeasurementError: The model answers none of the questions.
     """
     _check(asked, sets, draws, examples, confidence)
-    study = _Study(model, patcher, _removals(model.graph, sets, mlps, draws, seed), examples, confidence, max_rows)
+    study = _Study(model, patcher, _removals(model.universe, sets, mlps, draws, seed), examples, confidence, max_rows)
     body: dict[str, Any] = {"tasks": [], "left_out": [], "accuracy": {}, "examples": []}
     for each in asked:
         solved, reason = study.solved(each)
@@ -189,7 +189,7 @@ class _Study:
 
     def solved(self, asked: QuestionSet) -> tuple[list[int], str | None]:
         """Which questions the untouched model answers rightly, and if nothing more can be asked, the reason."""
-        full = self.model.graph.full()[None]
+        full = self.model.universe.full()[None]
         rows = answers(self.model, asked, full, self.patcher, max_rows=self.max_rows).right[0].nonzero().flatten().tolist()
         if not rows:
             return rows, f"{self.model.name} answers 0 of {len(asked)} questions of {asked.name} (accuracy 0.00), so they are left out."
@@ -197,8 +197,8 @@ class _Study:
 
     def ask(self, asked: QuestionSet) -> tuple[dict[str, Any], list[dict[str, str]]]:
         """The accuracy for each removal, and some generations."""
-        graph = self.model.graph
-        masks = torch.stack([graph.without(graph.full(), each.nodes) for removal in self.removals for each in removal.draws])
+        universe = self.model.universe
+        masks = torch.stack([universe.without(universe.full(), each.nodes) for removal in self.removals for each in removal.draws])
         found = answers(self.model, asked, masks, self.patcher, max_rows=self.max_rows)
         if found.cut_off:
             _log.warning("%s: %d of %d answers had not ended after %d tokens and are judged as they are; n_new_tokens is that bound.",
@@ -219,7 +219,7 @@ def _accuracy(right: Bool[Tensor, "draw question"], control: bool, confidence: f
     return {"mean": sum(shares) / len(shares), "low": low, "high": high, "draws": shares}
 
 
-def _removals(graph: Graph, sets: Mapping[str, Circuit], mlps: bool, draws: int, seed: int) -> list[Removal]:
+def _removals(universe: NodeUniverse, sets: Mapping[str, Circuit], mlps: bool, draws: int, seed: int) -> list[Removal]:
     """Each set, with its control behind it. Sets with nothing to remove are left out, which is logged."""
     removals = []
     for label, circuit in sets.items():
@@ -230,16 +230,16 @@ def _removals(graph: Graph, sets: Mapping[str, Circuit], mlps: bool, draws: int,
             continue
         removals.append(Removal(label, (removed,)))
         if draws:
-            drawn = random_sets(graph, removed, draws=draws, seed=seed, avoid=removed.nodes)
+            drawn = random_sets(universe, removed, draws=draws, seed=seed, avoid=removed.nodes)
             removals.append(Removal(control_of(label), tuple(replace(removed, nodes=nodes) for nodes in drawn), control=True))
-            _note_overlap(label, removed, graph)
+            _note_overlap(label, removed, universe)
     if not removals:
         raise ConfigError("None of the sets has anything to remove. Give circuits with heads, or mlps=true for circuits of MLPs.")
     return removals
 
 
-def _note_overlap(label: str, removed: Circuit, graph: Graph) -> None:
-    n_heads, n_mlps = graph.n_layers * graph.n_heads, graph.n_layers
+def _note_overlap(label: str, removed: Circuit, universe: NodeUniverse) -> None:
+    n_heads, n_mlps = universe.n_layers * universe.n_heads, universe.n_layers
     if 2 * len(removed.heads) > n_heads or 2 * len(removed.mlps) > n_mlps:
         _log.warning("The set %r has more than half of the model's components, so its random control shares some of them.", label)
 

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from circuitkit.callbacks import Callback, Journal
 from circuitkit.config import build, build_each
-from circuitkit.core.graph import Level
 from circuitkit.core.journal import JOURNAL, read
+from circuitkit.core.node import Level
 from circuitkit.core.records import RunInfo
 from circuitkit.engine import Engine
 from circuitkit.jobs import folders, outcome

@@ -63,7 +63,7 @@ class Parts:
             MeasurementError: The model cannot do the task.
         """
         prompts = solvable_prompts(task, model, least_accuracy=self.least_accuracy, force=self.force)
-        return self.engine(model, prompts, self.patcher, self.metric, model.graph)
+        return self.engine(model, prompts, self.patcher, self.metric, model.universe)
 
     def provenance(self, engine: Engine, task: Task, question: Mapping[str, Any]) -> dict[str, Any]:
         """Settings, seed, versions, model and hashes of a measurement.

@@ -76,7 +76,9 @@ def dry_run(
     target: torch.device | None = None,
 ) -> Cost:
     """Makes the passes of a run, with every score assumed, and counts them."""
-    engine = DryEngine(model, prompts, patcher, metric, method.units(model.graph, prompts), max_rows=max_rows, assume=assume, target=target)
+    engine = DryEngine(
+        model, prompts, patcher, metric, method.units(model.universe, prompts), max_rows=max_rows, assume=assume, target=target
+    )
     steps: list[Any] = []
     with FlopCounterMode(display=False) as counter:
         engine.baseline()

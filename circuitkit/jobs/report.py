@@ -80,13 +80,13 @@ def report(material: Material, folder: Path) -> tuple[list[Path], list[Drawing],
     graphs = export(material, figures)
     svgs, missing = write_svgs(drawings, figures)
     notes = [f"Each figure is also in {FIGURES}/ as SVG."] if svgs and not missing else [missing] if missing else []
-    notes += [f"Each circuit is also in {FIGURES}/ as a graph: DOT, GraphML and JSON."] if graphs else []
+    notes += [f"Each circuit is also in {FIGURES}/ as a universe: DOT, GraphML and JSON."] if graphs else []
     made = write_text(folder / PAGE, page(f"Circuits: {material.name}", parts, problems, notes))
     return [made, *svgs, *graphs], drawings, [*problems, *([missing] if missing else [])]
 
 
 def export(material: Material, folder: Path) -> list[Path]:
-    """Writes each circuit as a graph in three formats: DOT, GraphML and JSON."""
+    """Writes each circuit as a universe in three formats: DOT, GraphML and JSON."""
     from circuitkit.report.figures.edges import circuit_of, costs_of
     from circuitkit.report.figures.maps import file_name
 
@@ -98,8 +98,8 @@ def export(material: Material, folder: Path) -> list[Path]:
             continue  # the page says so
     paths = []
     for label, (circuit, costs) in found.items():
-        graph = graph_of(circuit, costs)
-        for ending, text in (("dot", to_dot(graph)), ("graphml", to_graphml(graph)), ("json", to_json(graph))):
+        universe = graph_of(circuit, costs)
+        for ending, text in (("dot", to_dot(universe)), ("graphml", to_graphml(universe)), ("json", to_json(universe))):
             paths.append(write_text(folder / f"{file_name('circuit', label)}.{ending}", text))
     return paths
 

@@ -31,7 +31,7 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.describe import describe
 from circuitkit.core.errors import ConfigError, UserError
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.filtering import Solves
 from circuitkit.jobs.find import load

@@ -20,8 +20,8 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.describe import describe
 from circuitkit.core.errors import ConfigError, PromptError
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Level
 from circuitkit.core.literature import read
+from circuitkit.core.node import Level
 from circuitkit.core.questions import QuestionSet
 from circuitkit.evaluation.transfer import transfer
 from circuitkit.jobs import measuring

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from circuitkit.core.circuit import Circuit, Scores
-from circuitkit.core.graph import Graph, Level
+from circuitkit.core.node import Level
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import Step
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 
 OnStep = Callable[[Step], None]
@@ -25,9 +26,9 @@ class Method(ABC):
     name: str
     level: Level = Level.NODE
 
-    def units(self, graph: Graph, prompts: PromptSet) -> Graph:
+    def units(self, universe: NodeUniverse, prompts: PromptSet) -> NodeUniverse:
         """The units that the method wants to search, made from a model's heads and MLPs. By default these."""
-        return graph
+        return universe
 
     @abstractmethod
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit | Scores:

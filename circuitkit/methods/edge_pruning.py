@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError, unknown_choice
-from circuitkit.core.graph import Edge, Level
+from circuitkit.core.node import Edge, Level
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
 from circuitkit.engine.edges.base import EdgeEngine, Mlps
@@ -72,7 +72,7 @@ class EdgePruning(Method):
         circuit = Circuit.load(self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
         edges = edge_engine(engine, circuit, level=self.level, mlps=self.mlps)
         check_edges(edges)
-        node_score = edges.percent(edges.score(edges.graph.full()[None])).item()
+        node_score = edges.percent(edges.score(edges.universe.full()[None])).item()
         if not node_score > 100 * self.threshold:
             _log.warning(
                 "On these prompts the circuit scores %.1f %% with all its edges, which is not above the threshold of %.1f %%: an edge goes "
@@ -81,15 +81,15 @@ class EdgePruning(Method):
             )  # fmt: skip
         decide = self._single if self.rule == "single" else self._cumulative
         mask, scores = decide(edges, on_step, history)
-        nodes, kept = edges.graph.live(mask)
-        score = edges.percent(edges.score(edges.graph.mask(kept)[None])).item()
+        nodes, kept = edges.universe.live(mask)
+        score = edges.percent(edges.score(edges.universe.mask(kept)[None])).item()
         provenance = {
             "rule": self.rule,
             "mlps": self.mlps,
             "threshold": 100 * self.threshold,
             "node_score": node_score,
             "edge_scores": scores,
-            "dropped_nodes": [str(node) for node in edges.graph.nodes if node not in nodes],
+            "dropped_nodes": [str(node) for node in edges.universe.nodes if node not in nodes],
         }
         shape = engine.model.n_layers, engine.model.n_heads
         return Circuit(nodes, *shape, engine.model.name, score, self.level, provenance, kept)
@@ -97,8 +97,8 @@ class EdgePruning(Method):
     def _single(self, edges: EdgeEngine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
         """Every edge alone; a layer of receivers at a time, so that steps are told on the way."""
         scores: dict[str, float] = {}
-        n_edges = n_left = len(edges.graph)
-        for _, part in groupby(edges.graph.edges, lambda edge: (edge.dst.layer, edge.dst.kind)):
+        n_edges = n_left = len(edges.universe)
+        for _, part in groupby(edges.universe.edges, lambda edge: (edge.dst.layer, edge.dst.kind)):
             these = list(part)
             known = history[len(scores) : len(scores) + len(these)]
             found = [step.score for step in known] if len(known) == len(these) else self._alone(edges, these)
@@ -107,7 +107,7 @@ class EdgePruning(Method):
                 kept = not score > 100 * self.threshold
                 n_left -= not kept
                 on_step(Step(0, len(scores) - 1, str(edge), score, kept, n_left, "edge", n_edges))
-        return edges.graph.mask(name for name, score in scores.items() if not score > 100 * self.threshold), scores
+        return edges.universe.mask(name for name, score in scores.items() if not score > 100 * self.threshold), scores
 
     def _alone(self, edges: EdgeEngine, these: Sequence[Edge]) -> Iterator[float]:
         for edge, score in zip(these, edges.percent(edges.alone(these)).tolist(), strict=True):
@@ -115,21 +115,21 @@ class EdgePruning(Method):
 
     def _cumulative(self, edges: EdgeEngine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
         """One edge after the other from the last receiver to the first: states before the receiver stay those of the whole circuit."""
-        mask, scores = edges.graph.full(), dict[str, float]()
-        candidates: list[Edge] = list(reversed(edges.graph.edges))
+        mask, scores = edges.universe.full(), dict[str, float]()
+        candidates: list[Edge] = list(reversed(edges.universe.edges))
         guesser = Guesser(edges.batch, removing=False)
         while len(scores) < len(candidates):
             ahead = candidates[len(scores) : len(scores) + guesser.depth]
             for decision in guesser.recall(ahead, history[len(scores) :]) or self._decide(edges, mask, ahead, guesser):
                 if not decision.kept:
-                    mask = edges.graph.without(mask, [decision.candidate])
+                    mask = edges.universe.without(mask, [decision.candidate])
                 scores[str(decision.candidate)] = decision.score
                 step = Step(0, len(scores) - 1, str(decision.candidate), decision.score, decision.kept, int(mask.sum()), "edge", len(mask))
                 on_step(step)
         return mask, scores
 
     def _decide(self, edges: EdgeEngine, mask: Bool[Tensor, "edge"], candidates: Sequence[Edge], guesser: Guesser) -> list[Decision]:
-        masks = torch.stack(guesser.masks(edges.graph, mask, candidates))
+        masks = torch.stack(guesser.masks(edges.universe, mask, candidates))
         scores = zip(masks, edges.percent(edges.score(masks)).tolist(), strict=True)
         sure = (edges.certain(trial) if abs(score - 100 * self.threshold) <= edges.margin else score for trial, score in scores)
         return guesser.decide(candidates, sure, 100 * self.threshold)

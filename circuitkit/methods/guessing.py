@@ -9,9 +9,8 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitkit.core.edge_graph import EdgeGraph
-from circuitkit.core.graph import Graph
 from circuitkit.core.records import Step
+from circuitkit.core.universe import EdgeUniverse, NodeUniverse
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,13 @@ class Guesser:
         self.depth = min(2, limit)
         self.removing = removing
 
-    def masks(self, graph: Graph | EdgeGraph, mask: Bool[Tensor, "unit"], candidates: Sequence[Any]) -> list[Bool[Tensor, "unit"]]:
+    def masks(
+        self, universe: NodeUniverse | EdgeUniverse, mask: Bool[Tensor, "unit"], candidates: Sequence[Any]
+    ) -> list[Bool[Tensor, "unit"]]:
         """For each candidate the mask without it, were the guess right about those before it."""
         if self.removing:
-            return [graph.without(mask, candidates[: place + 1]) for place in range(len(candidates))]
-        return [graph.without(mask, [candidate]) for candidate in candidates]
+            return [universe.without(mask, candidates[: place + 1]) for place in range(len(candidates))]
+        return [universe.without(mask, [candidate]) for candidate in candidates]
 
     def recall(self, candidates: Sequence[Any], history: Sequence[Step]) -> list[Decision]:
         """What scoring these candidates at once gave in an earlier process; nothing if that process did not get to its end.

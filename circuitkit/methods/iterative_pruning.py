@@ -10,8 +10,9 @@ from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError, unknown_choice
-from circuitkit.core.graph import Graph, Kind, Node
+from circuitkit.core.node import Kind, Node
 from circuitkit.core.records import Step
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.guessing import Decision, Guesser
@@ -61,12 +62,12 @@ class IterativePruning(Method):
         self.speculate = speculate
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit:
-        graph = engine.graph
-        never = {graph.nodes[graph.index(name)] for name in self.keep}
-        mask, score, sweep, order = graph.full(), 100.0, 0, 0
+        universe = engine.universe
+        never = {universe.nodes[universe.index(name)] for name in self.keep}
+        mask, score, sweep, order = universe.full(), 100.0, 0, 0
         while self.max_sweeps is None or sweep < self.max_sweeps:
             direction = DIRECTIONS[(DIRECTIONS.index(self.order) + sweep) % 2]
-            candidates = [node for node in candidates_in(graph, direction) if mask[graph.index(node)] and node not in never]
+            candidates = [node for node in candidates_in(universe, direction) if mask[universe.index(node)] and node not in never]
             before = int(mask.sum())
             guesser = Guesser(engine.batch if self.speculate else 1, removing=sweep == 0)
             done = 0
@@ -74,33 +75,33 @@ class IterativePruning(Method):
                 ahead = candidates[done : done + guesser.depth]
                 for decision in guesser.recall(ahead, history[order:]) or self._decide(engine, mask, ahead, guesser):
                     if not decision.kept:
-                        mask, score = graph.without(mask, [decision.candidate]), decision.score
+                        mask, score = universe.without(mask, [decision.candidate]), decision.score
                     size = int(mask.sum())
                     on_step(Step(sweep, order, str(decision.candidate), decision.score, decision.kept, size, direction, len(candidates)))
                     order, done = order + 1, done + 1
             sweep += 1
             if int(mask.sum()) == before:
                 break
-        return Circuit.of(graph, mask, model=engine.model.name, score=score)
+        return Circuit.of(universe, mask, model=engine.model.name, score=score)
 
     def _decide(self, engine: Engine, mask: Bool[Tensor, "node"], candidates: Sequence[Node], guesser: Guesser) -> list[Decision]:
         """Scores some candidates at once and returns those decisions whose guesses about earlier ones came true."""
-        masks = torch.stack(guesser.masks(engine.graph, mask, candidates))
+        masks = torch.stack(guesser.masks(engine.universe, mask, candidates))
         scores = zip(masks, engine.percent(masks, base=mask).tolist(), strict=True)
         close = engine.margin
         sure = (engine.certain(trial) if abs(score - 100 * self.threshold) <= close else score for trial, score in scores)
         return guesser.decide(candidates, sure, 100 * self.threshold)
 
 
-def candidates_in(graph: Graph, direction: str) -> list[Node]:
+def candidates_in(universe: NodeUniverse, direction: str) -> list[Node]:
     """All nodes in the order in which a sweep tries them.
 
     ``forward`` goes from the first layer to the last, heads before the MLP; ``backward`` from the last layer to the first, the MLP
     before the heads, and heads in index order in both.
     """
-    layers = range(graph.n_layers)
+    layers = range(universe.n_layers)
     by_layer: dict[int, tuple[list[Node], list[Node]]] = {layer: ([], []) for layer in layers}
-    for node in graph.nodes:
+    for node in universe.nodes:
         by_layer[node.layer][node.kind is Kind.MLP].append(node)
     if direction == "forward":
         return [node for layer in layers for node in (*by_layer[layer][0], *by_layer[layer][1])]

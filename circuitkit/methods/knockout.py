@@ -11,9 +11,9 @@ import torch
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import CircuitError, ConfigError
-from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import Step
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.recall import scored_in_parts
@@ -40,26 +40,26 @@ class Knockout(Method):
         if isinstance(self.positions, str) and self.positions != "all":
             raise ConfigError(f"method.positions must be a list such as [S1,last] or [0,5], or 'all'; found {self.positions!r}.")
 
-    def units(self, graph: Graph, prompts: PromptSet) -> Graph:
+    def units(self, universe: NodeUniverse, prompts: PromptSet) -> NodeUniverse:
         if self.positions is None:
-            return graph
-        return graph.at(range(prompts.n_pos) if self.positions == "all" else self.positions)
+            return universe
+        return universe.at(range(prompts.n_pos) if self.positions == "all" else self.positions)
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Scores:
-        graph = engine.graph
+        universe = engine.universe
         start = Circuit.load(self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
         if start is not None:
             start.check_fits(engine.model.n_layers, engine.model.n_heads, engine.model.name)
-        base = graph.full() if start is None else start.mask(graph)
-        nodes = graph.members(base)
+        base = universe.full() if start is None else start.mask(universe)
+        nodes = universe.members(base)
         if not nodes:
             raise CircuitError("The circuit is empty: it has no member to knock out. Take another one, or none for the full model.")
         # A layer at a time, so that steps are told on the way; the deepest first, which holds the most states for the others.
         layers = [list(layer) for _, layer in groupby(nodes, lambda node: node.layer)][::-1]
-        parts = (torch.stack([graph.without(base, [node]) for node in layer]) for layer in layers)
+        parts = (torch.stack([universe.without(base, [node]) for node in layer]) for layer in layers)
         scores = {}
         for order, (node, score) in enumerate(zip(chain(*layers), scored_in_parts(engine, parts, history, base), strict=True)):
             scores[str(node)] = score
             on_step(Step(0, order, str(node), score, True, len(nodes), "single", len(nodes)))
         scores = {str(node): scores[str(node)] for node in nodes}
-        return Scores(scores, "% of the untouched model", graph.n_layers, graph.n_heads, engine.model.name)
+        return Scores(scores, "% of the untouched model", universe.n_layers, universe.n_heads, engine.model.name)

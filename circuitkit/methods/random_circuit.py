@@ -10,7 +10,7 @@ import torch
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import ConfigError
-from circuitkit.core.graph import Kind, Node
+from circuitkit.core.node import Kind, Node
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
@@ -57,10 +57,10 @@ class RandomCircuit(Method):
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Scores:
-        graph = engine.graph
+        universe = engine.universe
         n_heads, n_mlps = self._size(engine)
-        excluded = {graph.nodes[graph.index(name)] for name in self.exclude}
-        pool = [node for node in graph.nodes if node not in excluded]
+        excluded = {universe.nodes[universe.index(name)] for name in self.exclude}
+        pool = [node for node in universe.nodes if node not in excluded]
         heads = [node for node in pool if node.kind is Kind.HEAD]
         mlps = [node for node in pool if node.kind is Kind.MLP]
         if not (0 <= n_heads <= len(heads) and 0 <= n_mlps <= len(mlps)):
@@ -71,12 +71,12 @@ class RandomCircuit(Method):
         drawing = random.Random(self.seed)
         drawn: list[list[Node]] = [drawing.sample(heads, n_heads) + drawing.sample(mlps, n_mlps) for _ in range(self.draws)]
         scores, members = {}, {}
-        parts = torch.stack([graph.mask(nodes) for nodes in drawn]).split(engine.batch)
+        parts = torch.stack([universe.mask(nodes) for nodes in drawn]).split(engine.batch)
         for order, (nodes, score) in enumerate(zip(drawn, scored_in_parts(engine, parts, history), strict=True)):
             name = f"draw{order}"
-            scores[name], members[name] = score, [str(node) for node in graph.members(graph.mask(nodes))]
+            scores[name], members[name] = score, [str(node) for node in universe.members(universe.mask(nodes))]
             on_step(Step(0, order, name, score, True, len(nodes), "draw", self.draws))
-        return Scores(scores, "% of the untouched model", graph.n_layers, graph.n_heads, engine.model.name, {"members": members})
+        return Scores(scores, "% of the untouched model", universe.n_layers, universe.n_heads, engine.model.name, {"members": members})
 
     def _size(self, engine: Engine) -> tuple[int, int]:
         if self.like is None:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from circuitkit.core.graph import Graph
+from circuitkit.core.universe import Universe
 from circuitkit.models.architectures import Architecture, architecture_of
 
 Resid = Float[Tensor, "row pos d_model"]
@@ -134,7 +134,7 @@ class HookedModel:
         revision: Of the weights, where known.
         folder: Where the weights came from, where known.
         n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab: Its shape.
-        graph: Its heads and MLPs.
+        universe: Its heads and MLPs.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class HookedModel:
         self.d_mlp: int = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * self.d_model
         self.d_vocab: int = config.vocab_size
         self.is_parallel = bool(self.architecture.parallel and getattr(config, self.architecture.parallel, False))
-        self.graph = Graph(self.n_layers, self.n_heads)
+        self.universe = Universe.of_nodes(self.n_layers, self.n_heads)
         self._envoy = nnsight.NNsight(hf)
         blocks = _descend(self._envoy, self.architecture.blocks)
         unembed = hf.get_output_embeddings()

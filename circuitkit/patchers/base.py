@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.shapes import Acts
 
 

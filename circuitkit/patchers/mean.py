@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from circuitkit.core.errors import ConfigError, unknown_choice
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.shapes import Acts
 from circuitkit.patchers.base import Needs, Patcher
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.shapes import Acts
 from circuitkit.patchers.base import Needs, Patcher
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.shapes import Acts
 from circuitkit.patchers.base import Needs, Patcher
 

@@ -96,4 +96,3 @@ class Multiplication(Arithmetic):
 
     def result(self, a: int, b: int) -> int:
         return a * b
-

@@ -25,7 +25,7 @@ Drawn = TypeVar("Drawn")
 @final
 @dataclass(frozen=True)
 class DateProblem(Questions):
-    """"If today is March 3th, then in 4 days it will be" -> "March 7th", in the calendar of 2024. Days are always written with "th"."""
+    """ "If today is March 3th, then in 4 days it will be" -> "March 7th", in the calendar of 2024. Days are always written with "th"."""
 
     n: int = 100
 
@@ -51,7 +51,7 @@ class DateProblem(Questions):
 @final
 @dataclass(frozen=True)
 class MonthProblem(Questions):
-    """"If this month is March, and 4 months pass, what month is it? Answer:" -> "July", anywhere in what is generated."""
+    """ "If this month is March, and 4 months pass, what month is it? Answer:" -> "July", anywhere in what is generated."""
 
     n: int = 100
     n_new_tokens: int | None = 20

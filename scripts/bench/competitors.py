@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitkit.core.graph import Kind, Node
+from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.models.hooked import HookedModel
 

@@ -14,8 +14,7 @@ from bench import subjects
 from bench.competitors import PlainHooks
 from bench.measure import Contender, Options, Table, flops, gflop, interleaved, mib, peak_bytes, say, seconds, times
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.edge_graph import PORTS
-from circuitkit.core.graph import Edge, Kind, Node
+from circuitkit.core.node import PORTS, Edge, Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.edges.engine import PackedEdges
 from circuitkit.models.hooked import HookedModel
@@ -33,7 +32,7 @@ def table(options: Options) -> Table:
     circuit = circuit_of(model)
     say("Counting")
     counted, work = counts(model, prompts, circuit)
-    edges, loop, draw = ours(model, prompts, circuit).graph.edges, PathPatching(model, prompts, circuit), random.Random(0)
+    edges, loop, draw = ours(model, prompts, circuit).universe.edges, PathPatching(model, prompts, circuit), random.Random(0)
     loop.prepare()
     some = max(4, round(options.part * len(edges) / 10))
     contenders: dict[str, Contender] = {
@@ -70,7 +69,7 @@ def table(options: Options) -> Table:
 def counts(model: HookedModel, prompts: PromptSet, circuit: Circuit) -> tuple[dict[str, int], dict[str, tuple[int, float]]]:
     """FLOPs and passes of all edges, ours and by plain hooks."""
     fast, loop = ours(model, prompts, circuit), PathPatching(model, prompts, circuit)
-    edges, before = fast.graph.edges, fast.engine.work.layer_rows  # type: ignore[attr-defined]
+    edges, before = fast.universe.edges, fast.engine.work.layer_rows  # type: ignore[attr-defined]
     passes = fast.engine.work.passes  # type: ignore[attr-defined]
     fast_flops = flops(lambda: fast.alone(edges))
     work = fast.engine.work  # type: ignore[attr-defined]
@@ -95,11 +94,11 @@ def ours(model: HookedModel, prompts: PromptSet, circuit: Circuit) -> PackedEdge
 
 def circuit_of(model: HookedModel) -> Circuit:
     """The published circuit with the most heads and as many more as it takes to have 20; all heads and MLPs of a smaller model."""
-    mask = subjects.circuits(model.graph).get("numwords", model.graph.full())
-    heads = [node for node in model.graph if node.kind is Kind.HEAD]
-    more = [node for node in heads if not mask[model.graph.index(node)]]
-    missing = max(0, N_HEADS - sum(bool(mask[model.graph.index(node)]) for node in heads))
-    return Circuit((*model.graph.members(mask), *more[-missing:][:missing]), model.n_layers, model.n_heads, model.name)
+    mask = subjects.circuits(model.universe).get("numwords", model.universe.full())
+    heads = [node for node in model.universe if node.kind is Kind.HEAD]
+    more = [node for node in heads if not mask[model.universe.index(node)]]
+    missing = max(0, N_HEADS - sum(bool(mask[model.universe.index(node)]) for node in heads))
+    return Circuit((*model.universe.members(mask), *more[-missing:][:missing]), model.n_layers, model.n_heads, model.name)
 
 
 class PathPatching(PlainHooks):
@@ -114,7 +113,7 @@ class PathPatching(PlainHooks):
 
     def __init__(self, model: HookedModel, prompts: PromptSet, circuit: Circuit) -> None:
         super().__init__(model, prompts)
-        self._removed = [node for node in model.graph if node not in circuit]
+        self._removed = [node for node in model.universe if node not in circuit]
         self._held: list[States] = []
 
     def prepare(self) -> None:

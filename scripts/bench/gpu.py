@@ -30,14 +30,14 @@ def table(options: Options) -> Table:
 def _map(options: Options) -> dict[str, str]:
     model = subjects.llama_7b(quick=options.quick)
     prompts = subjects.prompts(model, options.n_prompts(8), n_pos=20)
-    masks, full = subjects.single_masks(model.graph), model.graph.full()
+    masks, full = subjects.single_masks(model.universe), model.universe.full()
     naive = PlainHooks(model, prompts)
     naive.prepare()
-    nodes = model.graph.nodes[:: -(-len(masks) // 16)]
+    nodes = model.universe.nodes[:: -(-len(masks) // 16)]
 
     def ours() -> None:
         engine = subjects.engine(model, prompts)
-        engine.score(model.graph.empty()[None])
+        engine.score(model.universe.empty()[None])
         engine.score(masks, full)
 
     say(f"Single-node map of {model.name}: {len(masks)} nodes")
@@ -55,7 +55,7 @@ def _map(options: Options) -> dict[str, str]:
 def _search(options: Options) -> list[dict[str, str]]:
     model = subjects.gpt2(quick=options.quick, device="cuda")
     prompts = subjects.prompts(model, options.n_prompts(1536))
-    task, circuit = next(iter(subjects.circuits(model.graph).items()))
+    task, circuit = next(iter(subjects.circuits(model.universe).items()))
     rows = []
     for means in ("plain", "conditional"):
         say(f"Search over {len(prompts)} prompts, {means} means")

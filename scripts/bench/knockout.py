@@ -13,7 +13,7 @@ from bench import limits, subjects
 from bench.competitors import PlainHooks
 from bench.measure import Contender, Options, Table, flops, gflop, interleaved, mib, peak_bytes, say, seconds, times
 from bench.peer import TransformerLens
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.models.hooked import HookedModel
 
@@ -30,10 +30,10 @@ def table(options: Options) -> Table:
 
 def counts(model: HookedModel, prompts: PromptSet) -> dict[str, int]:
     """FLOPs of the whole map: ours, by plain hooks, and the limit. All include the clean, the corrupt and the fully patched run."""
-    masks = subjects.single_masks(model.graph)
+    masks = subjects.single_masks(model.universe)
     engine, naive = subjects.engine(model, prompts), PlainHooks(model, prompts)
-    ours = flops(lambda: (engine.score(model.graph.empty()[None]), engine.score(masks, model.graph.full())))
-    prepared, one = flops(naive.prepare), flops(lambda: naive.score([model.graph.nodes[0]]))
+    ours = flops(lambda: (engine.score(model.universe.empty()[None]), engine.score(masks, model.universe.full())))
+    prepared, one = flops(naive.prepare), flops(lambda: naive.score([model.universe.nodes[0]]))
     return {
         "ours": ours,
         "hooks": prepared + (len(masks) + 2) * one,
@@ -42,15 +42,15 @@ def counts(model: HookedModel, prompts: PromptSet) -> dict[str, int]:
 
 
 def _measure(options: Options, model: HookedModel, prompts: PromptSet, counted: dict[str, int], peer: TransformerLens | None) -> Table:
-    nodes = model.graph.nodes
-    masks = subjects.single_masks(model.graph)
+    nodes = model.universe.nodes
+    masks = subjects.single_masks(model.universe)
     naive = PlainHooks(model, prompts)
     naive.prepare()
     some = max(1, round(options.part * len(nodes)))
     draw = random.Random(0)
 
     def ours() -> None:
-        subjects.engine(model, prompts).percent(masks, model.graph.full())
+        subjects.engine(model, prompts).percent(masks, model.universe.full())
 
     def part_of(score: Callable[[list[Node]], object]) -> Contender:
         def run() -> float:
@@ -88,9 +88,9 @@ def _measure(options: Options, model: HookedModel, prompts: PromptSet, counted: 
 
 
 def _agreement(naive: PlainHooks, peer: TransformerLens | None, prompts: PromptSet, model: HookedModel, masks: Tensor) -> str:
-    nodes = model.graph.nodes[:: max(1, len(masks) // 12)]
-    chosen = torch.tensor([model.graph.index(node) for node in nodes])
-    ours = subjects.engine(model, prompts).score(masks[chosen], model.graph.full()).mean(-1)
+    nodes = model.universe.nodes[:: max(1, len(masks) // 12)]
+    chosen = torch.tensor([model.universe.index(node) for node in nodes])
+    ours = subjects.engine(model, prompts).score(masks[chosen], model.universe.full()).mean(-1)
     by_hooks = torch.stack([naive.score([node]).mean() for node in nodes])
     found = {"plain hooks": (ours - by_hooks).abs().max()}
     if peer is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuitkit.core.graph import Graph
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.models.hooked import HookedModel
 
 
@@ -115,7 +115,7 @@ def scoring(model: HookedModel, n_pos: int, masks: Iterable[Tensor], *, conditio
         masks: Node masks in the order in which they are asked for.
         conditional: Whether MLP means are taken with the removed heads replaced, which asks for corrupt runs on the way.
     """
-    costs, graph = Costs.of(model), model.graph
+    costs, graph = Costs.of(model), model.universe
     clean, corrupt = Ledger(costs, n_pos), Ledger(costs, n_pos, narrow=False)
     full_heads, full_mlps = split(graph, graph.full())
     total = clean.run(full_heads, full_mlps) + corrupt.run(full_heads, full_mlps)
@@ -127,7 +127,7 @@ def scoring(model: HookedModel, n_pos: int, masks: Iterable[Tensor], *, conditio
     return total
 
 
-def split(graph: Graph, mask: Tensor) -> tuple[Tensor, Tensor]:
+def split(graph: NodeUniverse, mask: Tensor) -> tuple[Tensor, Tensor]:
     """A node mask as layer x head, and layer for the MLPs."""
     units = mask.view(graph.n_layers, graph.n_heads + 1)
     return units[:, :-1].contiguous(), units[:, -1].contiguous()

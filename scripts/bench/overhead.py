@@ -28,14 +28,14 @@ def table(options: Options) -> Table:
 
 
 def _map(options: Options, model: HookedModel, prompts: PromptSet) -> dict[str, str]:
-    masks = subjects.single_masks(model.graph)
+    masks = subjects.single_masks(model.universe)
     rows = subjects.engine(model, prompts).budget.rows
     by_hand = ByHand(model.hf, prompts, rows)
 
     def ours() -> torch.Tensor:
         engine = subjects.engine(model, prompts)
-        engine.score(model.graph.empty()[None])
-        return engine.score(masks, model.graph.full())
+        engine.score(model.universe.empty()[None])
+        return engine.score(masks, model.universe.full())
 
     difference = (ours() - by_hand()).abs().max().item()
     assert difference < 1e-3, f"by hand and engine differ by {difference}"

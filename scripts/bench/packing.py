@@ -26,7 +26,7 @@ def table(options: Options) -> Table:
 
 
 def _rows(options: Options, model: HookedModel, prompts: PromptSet, n_masks: int) -> list[dict[str, str]]:
-    masks = torch.rand(n_masks, len(model.graph), generator=torch.Generator().manual_seed(0)) < 0.8
+    masks = torch.rand(n_masks, len(model.universe), generator=torch.Generator().manual_seed(0)) < 0.8
     masks[:, 0] = False  # so that all start at layer 0
     bounds = [len(prompts) * 2**power for power in range((n_masks - 1).bit_length() + 1)]
     contenders = {str(bound): _scoring(model, prompts, masks, bound) for bound in bounds}
@@ -50,5 +50,5 @@ def _rows(options: Options, model: HookedModel, prompts: PromptSet, n_masks: int
 def _scoring(model: HookedModel, prompts: PromptSet, masks: Tensor, bound: int) -> Contender:
     engine = subjects.engine(model, prompts, max_rows=bound)
     engine.baseline()
-    full = model.graph.full()
+    full = model.universe.full()
     return lambda: engine.score(masks, full) is None or None

@@ -15,7 +15,7 @@ def table(options: Options) -> Table:
     """Ours against one full forward a (node, position), by plain hooks."""
     model = subjects.gpt2(quick=options.quick)
     prompts = subjects.prompts(model, options.n_prompts(1))
-    graph = model.graph.at(range(prompts.n_pos))
+    graph = model.universe.at(range(prompts.n_pos))
     masks = subjects.single_masks(graph)
     say("Counting")
     counted = counts(model, prompts)
@@ -48,7 +48,7 @@ def table(options: Options) -> Table:
 
 def counts(model: HookedModel, prompts: PromptSet) -> dict[str, int]:
     """FLOPs of the whole map: ours, by plain hooks, and the limit."""
-    graph = model.graph.at(range(prompts.n_pos))
+    graph = model.universe.at(range(prompts.n_pos))
     engine, naive = subjects.engine(model, prompts, graph=graph), PlainHooks(model, prompts)
     ours = flops(lambda: (engine.score(graph.empty()[None]), engine.score(subjects.single_masks(graph), graph.full())))
     prepared, one = flops(naive.prepare), flops(lambda: naive.score_at(graph.nodes[0]))

@@ -19,8 +19,8 @@ def table(options: Options) -> Table:
     """Ours with both kinds of means against the published loop."""
     model = subjects.gpt2(quick=options.quick)
     prompts = subjects.prompts(model, options.n_prompts(8))
-    result = Table(f"Node search, {len(model.graph)} nodes, {model.name} shape, {len(prompts)} prompts x {prompts.n_pos} tokens")
-    circuits = subjects.circuits(model.graph)
+    result = Table(f"Node search, {len(model.universe)} nodes, {model.name} shape, {len(prompts)} prompts x {prompts.n_pos} tokens")
+    circuits = subjects.circuits(model.universe)
     timed = next(iter(circuits))
     for task, circuit in circuits.items():
         for means in MEANS:
@@ -42,7 +42,7 @@ def counts(model: HookedModel, prompts: PromptSet, circuit: Tensor, means: str) 
     asked: list[Tensor] = []
     ours = flops(lambda: asked.extend(subjects.search(model, prompts, circuit, means, speculate=False)))
     loop = PublishedLoop(model, prompts, conditional=means == "conditional")
-    one = flops(lambda: loop.evaluate(model.graph.nodes[:2]))
+    one = flops(lambda: loop.evaluate(model.universe.nodes[:2]))
     limit = len(prompts) * limits.scoring(model, prompts.n_pos, asked, conditional=means == "conditional")
     return {"ours": ours, "published": len(asked) * one, "limit": limit}, asked
 
@@ -65,9 +65,9 @@ def _timed(options: Options, model: HookedModel, prompts: PromptSet, circuit: Te
     draw, some = random.Random(0), _some(options, len(asked))
     contenders: dict[str, Contender] = {
         "ours": lambda: subjects.search(model, prompts, circuit, means) and None,
-        "published": lambda: [loop.evaluate(model.graph.members(~mask)) for mask in draw.sample(asked, some)] and some / len(asked),
+        "published": lambda: [loop.evaluate(model.universe.members(~mask)) for mask in draw.sample(asked, some)] and some / len(asked),
     }
-    memory = {"ours": peak_bytes(contenders["ours"]), "published": peak_bytes(lambda: loop.evaluate(model.graph.members(~asked[-1])))}
+    memory = {"ours": peak_bytes(contenders["ours"]), "published": peak_bytes(lambda: loop.evaluate(model.universe.members(~asked[-1])))}
     taken = interleaved(contenders, options.rounds, warm=False)
     return {
         "wall ours": seconds(taken.median("ours")),
@@ -87,5 +87,5 @@ def _agreement(model: HookedModel, prompts: PromptSet, circuit: Tensor) -> str:
     for means in MEANS:
         loop = PublishedLoop(model, prompts, conditional=means == "conditional")
         ours = subjects.engine(model, prompts, means).score(circuit[None])[0]
-        found.append(f"{(ours - loop.evaluate(model.graph.members(~circuit))).abs().max():.1g} logits with {means} means")
+        found.append(f"{(ours - loop.evaluate(model.universe.members(~circuit))).abs().max():.1g} logits with {means} means")
     return f"Largest difference of a prompt's score in the circuit: {', '.join(found)}."

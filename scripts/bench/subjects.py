@@ -13,8 +13,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.methods import IterativePruning
 from circuitkit.metrics import LogitDiff
@@ -66,17 +66,19 @@ def prompts(model: HookedModel, n: int, n_pos: int = N_POS) -> PromptSet:
     return PromptSet(clean, corrupt, last.argmax(-1), last.argmin(-1), torch.zeros(n, dtype=torch.long))
 
 
-def engine(model: HookedModel, prompt_set: PromptSet, means: str = "plain", graph: Graph | None = None, **settings: int) -> PackedEngine:
+def engine(
+    model: HookedModel, prompt_set: PromptSet, means: str = "plain", graph: NodeUniverse | None = None, **settings: int
+) -> PackedEngine:
     """A new engine with nothing computed, as a user gets it."""
     return PackedEngine(model, prompt_set, Mean(means), LogitDiff(), graph, **settings)
 
 
-def single_masks(graph: Graph) -> Tensor:
+def single_masks(graph: NodeUniverse) -> Tensor:
     """Every unit removed alone."""
     return ~torch.eye(len(graph), dtype=torch.bool)
 
 
-def circuits(graph: Graph) -> dict[str, Tensor]:
+def circuits(graph: NodeUniverse) -> dict[str, Tensor]:
     """The published GPT-2 Small circuits as masks; for any other shape, one random circuit."""
     if (graph.n_layers, graph.n_heads) != (12, 12):
         return {"random": torch.rand(len(graph), generator=torch.Generator().manual_seed(0)) < 0.2}
@@ -95,7 +97,7 @@ class Scripted(PackedEngine):
 
     def percent(self, masks: Tensor, base: Tensor | None = None) -> Tensor:
         if not self.asked:
-            self.score(self.graph.empty()[None])  # the baseline; `baseline()` would refuse the zeros of uncomputed products
+            self.score(self.universe.empty()[None])  # the baseline; `baseline()` would refuse the zeros of uncomputed products
         self.score(masks, base)
         self.asked += list(masks)
         return torch.where((self.circuit & ~masks).any(-1), 50.0, 90.0)
@@ -105,5 +107,5 @@ def search(model: HookedModel, prompt_set: PromptSet, circuit: Tensor, means: st
     """A whole search from nothing whose decisions lead to ``circuit``; the masks that were scored."""
     scripted = Scripted(model, prompt_set, Mean(means), LogitDiff()).follow(circuit)
     found = IterativePruning(speculate=speculate).discover(scripted, on_step=lambda step: None)
-    assert torch.equal(found.mask(model.graph), circuit)
+    assert torch.equal(found.mask(model.universe), circuit)
     return scripted.asked

@@ -73,13 +73,13 @@ def test_plain_hooks_score_what_the_engine_scores(small):
     model, prompts = small
     naive = PlainHooks(model, prompts)
     naive.prepare()
-    ours = subjects.engine(model, prompts).score(subjects.single_masks(model.graph))
-    torch.testing.assert_close(ours, torch.stack([naive.score([node]) for node in model.graph.nodes]), atol=1e-5, rtol=1e-5)
+    ours = subjects.engine(model, prompts).score(subjects.single_masks(model.universe))
+    torch.testing.assert_close(ours, torch.stack([naive.score([node]) for node in model.universe.nodes]), atol=1e-5, rtol=1e-5)
 
 
 def test_plain_hooks_at_a_position_score_what_the_engine_scores(small):
     model, prompts = small
-    graph = model.graph.at(range(prompts.n_pos))
+    graph = model.universe.at(range(prompts.n_pos))
     naive = PlainHooks(model, prompts)
     naive.prepare()
     ours = subjects.engine(model, prompts, graph=graph).score(subjects.single_masks(graph))
@@ -89,9 +89,9 @@ def test_plain_hooks_at_a_position_score_what_the_engine_scores(small):
 @pytest.mark.parametrize("means", search.MEANS)
 def test_the_published_loop_scores_what_the_oracle_scores(small, means):
     model, prompts = small
-    masks = torch.rand(6, len(model.graph), generator=torch.Generator().manual_seed(1)) < 0.6
+    masks = torch.rand(6, len(model.universe), generator=torch.Generator().manual_seed(1)) < 0.6
     loop = PublishedLoop(model, prompts, conditional=means == "conditional")
-    found = torch.stack([loop.evaluate(model.graph.members(~mask)) for mask in masks])
+    found = torch.stack([loop.evaluate(model.universe.members(~mask)) for mask in masks])
     oracle = ReferenceEngine(model, prompts, Mean(means), LogitDiff()).score(masks)
     torch.testing.assert_close(found, oracle, atol=1e-5, rtol=1e-5)
 
@@ -99,10 +99,10 @@ def test_the_published_loop_scores_what_the_oracle_scores(small, means):
 def test_the_map_by_hand_has_the_scores_and_the_flops_of_the_engine(small):
     model, prompts = small
     engine, by_hand = subjects.engine(model, prompts), ByHand(model.hf, prompts, 6)
-    masks = subjects.single_masks(model.graph)
+    masks = subjects.single_masks(model.universe)
     torch.testing.assert_close(by_hand(), engine.score(masks), atol=1e-5, rtol=1e-5)
     again = subjects.engine(model, prompts)
-    ours = flops(lambda: (again.score(model.graph.empty()[None]), again.score(masks, model.graph.full())))
+    ours = flops(lambda: (again.score(model.universe.empty()[None]), again.score(masks, model.universe.full())))
     assert flops(by_hand) == pytest.approx(ours, rel=0.01)
 
 
@@ -111,7 +111,7 @@ def test_the_map_by_hand_has_the_scores_and_the_flops_of_the_engine(small):
 
 def test_flops_are_the_same_whether_products_are_computed_or_not(small):
     model, prompts = small
-    circuit = next(iter(subjects.circuits(model.graph).values()))
+    circuit = next(iter(subjects.circuits(model.universe).values()))
     for means in search.MEANS:
         counted = [flops(lambda: subjects.search(model, prompts, circuit, means), compute=compute) for compute in (True, False)]  # noqa: B023
         assert counted[0] == counted[1] > 0
@@ -125,7 +125,7 @@ def test_the_costs_of_a_forward_pass_are_those_that_are_counted(real):
 
 def test_the_limit_charges_a_state_once(small):
     model, prompts = small
-    mask = model.graph.without(model.graph.full(), ["a1.h0"])
+    mask = model.universe.without(model.universe.full(), ["a1.h0"])
     once, twice = (limits.scoring(model, prompts.n_pos, [mask] * times) for times in (1, 2))
     assert twice - once == limits.Costs.of(model).unembed
 
@@ -157,7 +157,7 @@ def test_the_single_node_map_is_near_its_limit(real):
 @pytest.mark.parametrize(("means", "least"), [("plain", 8.0), ("conditional", 4.0)])
 def test_a_search_takes_a_fraction_of_the_published_loop(real, task, means, least):
     model, prompts = real
-    counted, asked = search.counts(model, prompts, subjects.circuits(model.graph)[task], means)
+    counted, asked = search.counts(model, prompts, subjects.circuits(model.universe)[task], means)
     assert len(asked) == {"numerals": 181, "numwords": 187, "months": 179}[task]
     assert counted["published"] / counted["ours"] >= least
     assert counted["limit"] <= counted["ours"]

@@ -54,7 +54,7 @@ def test_every_decision_of_a_search(model, task, means):
     assert [(step.node, step.kept) for step in fast] == [(step.node, step.kept) for step in naive]
     assert [step.score for step in fast] == pytest.approx([step.score for step in naive], abs=1e-2)
     assert fast_circuit.names == naive_circuit.names
-    assert 0 < len(fast_circuit) < len(parts[0].graph)
+    assert 0 < len(fast_circuit) < len(parts[0].universe)
     assert fast_circuit.score > 80
 
 

@@ -99,7 +99,7 @@ def prompts(whole) -> PromptSet:
 
 def found(model: HookedModel, prompts: PromptSet, name: str, method, *, engine=PackedEngine):
     """What a method returns, and every score on the way."""
-    scorer = engine(model, prompts, PATCHERS[name], LogitDiff(), method.units(model.graph, prompts))
+    scorer = engine(model, prompts, PATCHERS[name], LogitDiff(), method.units(model.universe, prompts))
     if engine is PackedEngine:
         quick_check(scorer)
     steps = []
@@ -123,7 +123,7 @@ def test_knock_outs_over_cpu_and_disk_score_as_in_memory(whole, split, prompts, 
 
 
 def test_the_cone_is_taken_over_cpu_and_disk_too(split, prompts):
-    engine = PackedEngine(split, prompts, Mean(), LogitDiff(), split.graph.at(POSITIONS))
+    engine = PackedEngine(split, prompts, Mean(), LogitDiff(), split.universe.at(POSITIONS))
     engine.baseline()
     Knockout(positions=POSITIONS).discover(engine, on_step=lambda step: None)
     assert engine.holds_keys_values and engine.work.layer_tokens < engine.work.layer_rows * prompts.n_pos

@@ -9,7 +9,7 @@ import pytest
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 
 pytestmark = pytest.mark.slow
 

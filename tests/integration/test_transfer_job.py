@@ -11,7 +11,7 @@ import yaml
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 
 
 def circuitkit(*args, cwd):

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 import torch
 import transformers
 
-from circuitkit.core.graph import Kind
+from circuitkit.core.node import Kind
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.engine.base import Engine
@@ -158,7 +158,7 @@ def planted_model(n_layers: int = 4, n_heads: int = 3, noise: float = 1.0, seed:
         model.hf.model.embed_tokens.weight[:, 0] = 1.0
         model.hf.model.embed_tokens.weight[:, 1] = torch.arange(8.0)
         model.hf.lm_head.weight[1, 4] = 1.0
-        for node in model.graph.nodes:
+        for node in model.universe.nodes:
             if str(node) in PLANTED:
                 continue
             read, write = (int(place) for place in torch.randint(5, 9, (2,), generator=generator))

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from circuitkit.core.circuit import Circuit, Scores
-from circuitkit.core.edge_graph import EdgeGraph
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Graph, Kind, Node
+from circuitkit.core.node import Kind, Node
+from circuitkit.core.universe import EdgeUniverse, Universe
 
 TASKS = ("numerals", "numwords", "months")
 SHARED = ("a0.h1", "a4.h4", "a7.h11", "a9.h1", "m0", "m8", "m9", "m10")
@@ -60,7 +60,7 @@ def write_study(folder: Path, *, model: str = "gpt2", n_layers: int = 12, n_head
 
 def evaluation(label: str, circuit: Circuit, drawing: random.Random, evil: str = "") -> dict[str, Any]:
     """The body of an evaluation."""
-    graph = Graph(circuit.n_layers, circuit.n_heads)
+    graph = Universe.of_nodes(circuit.n_layers, circuit.n_heads)
     removed = {name: _drop(circuit.score or 80.0, abs(drawing.gauss(12, 14))) for name in circuit.names}
     alone = {str(node): _drop(100.0, abs(drawing.gauss(14 if node in circuit.nodes else 0.5, 4))) for node in graph.nodes}
     prompts = []
@@ -81,7 +81,7 @@ def evaluation(label: str, circuit: Circuit, drawing: random.Random, evil: str =
 
 def edges(label: str, circuit: Circuit, drawing: random.Random) -> dict[str, Any]:
     """The body of a search of edges."""
-    graph = EdgeGraph(circuit.nodes)
+    graph = EdgeUniverse(circuit.nodes)
     scores = {str(edge): 81.0 - abs(drawing.gauss(0, 1)) ** 3 for edge in graph.edges}
     kept = [name for name, score in scores.items() if score < 80.0]
     return {
@@ -115,7 +115,7 @@ def compare(labels: dict[str, str], circuits: dict[str, Circuit]) -> dict[str, A
 
 def stability(label: str, model: str, circuit: Circuit, drawing: random.Random) -> dict[str, Any]:
     """The body of a stability study."""
-    graph = Graph(circuit.n_layers, circuit.n_heads)
+    graph = Universe.of_nodes(circuit.n_layers, circuit.n_heads)
     shares = {str(node): 1.0 if node in circuit.nodes[::2] else max(0.0, drawing.gauss(0.05, 0.15)) for node in graph.nodes}
     runs = [{"label": f"run {number}", "corruption": ("random", "repeat")[number % 2], "seed": number // 2, "order": "backward",
              "threshold": 0.8, "score": 80.5, "nodes": list(circuit.names)} for number in range(6)]  # fmt: skip
@@ -129,7 +129,7 @@ def roles(model: str, circuit: Circuit, drawing: random.Random, evil: str = "") 
     """The body of an analysis of roles."""
     tokens = [f"{token}{evil}" if place == 3 else token for place, token in enumerate(TOKENS)]
     heads = [str(node) for node in circuit.heads]
-    all_heads = [str(node) for node in Graph(circuit.n_layers, circuit.n_heads).nodes if node.kind is Kind.HEAD]
+    all_heads = [str(node) for node in Universe.of_nodes(circuit.n_layers, circuit.n_heads).nodes if node.kind is Kind.HEAD]
     sites = ["input", *(f"{kind}{layer}" for layer in range(circuit.n_layers) for kind in "am")]
     switch = int(0.8 * len(sites))
     answer = [min(1.0, max(0.0, (place - switch + 1) / 3)) for place in range(len(sites))]
@@ -146,7 +146,7 @@ def roles(model: str, circuit: Circuit, drawing: random.Random, evil: str = "") 
                        "answer_logit": [place / 2 + 4 * each for place, each in enumerate(answer)],
                        "wrong_logit": [place / 2 + 2 for place in range(len(sites))], "switch": {sites[switch]: 480},
                        "switch_site": sites[switch], "n": 512},
-        "attribution": {"nodes": {str(node): drawing.gauss(0.3, 0.8) for node in Graph(circuit.n_layers, circuit.n_heads).nodes},
+        "attribution": {"nodes": {str(node): drawing.gauss(0.3, 0.8) for node in Universe.of_nodes(circuit.n_layers, circuit.n_heads)},
                         "total": 5.4, "unit": "logits"},
         "skipped": {"QK": f"the model shares keys between heads{evil}"},
     }  # fmt: skip
@@ -184,7 +184,7 @@ def _circuit(task: str, model: str, n_layers: int, n_heads: int, evil: str) -> C
 def _run_files(run: Path, task: str, circuit: Circuit, drawing: random.Random) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump({"task": task, "dir": str(run.name)}))
     (run / "status.json").write_text(json.dumps({"name": task, "status": "finished", "files": ["circuit.json"]}))
-    graph = Graph(circuit.n_layers, circuit.n_heads)
+    graph = Universe.of_nodes(circuit.n_layers, circuit.n_heads)
     lines, size, score = [{"step": None, "baseline/logit_diff": 5.5}], len(graph), 100.0
     for order, node in enumerate(graph.nodes):
         kept = node in circuit.nodes
@@ -196,7 +196,7 @@ def _run_files(run: Path, task: str, circuit: Circuit, drawing: random.Random) -
 
 
 def _knockout(circuit: Circuit, drawing: random.Random) -> Scores:
-    graph = Graph(circuit.n_layers, circuit.n_heads)
+    graph = Universe.of_nodes(circuit.n_layers, circuit.n_heads)
     values = {str(node): 100 - abs(drawing.gauss(14, 12)) if node in circuit.nodes else drawing.gauss(100, 1.2) for node in graph.nodes}
     return Scores(values, "% of the untouched model", circuit.n_layers, circuit.n_heads, circuit.model)
 

@@ -81,7 +81,7 @@ def test_the_shares_sum_to_the_logit_difference(family):
     answer, wrong = picked(model.hf(prompts.clean).logits[:, -1], prompts)
     assert torch.allclose(found.differences.float(), answer - wrong, atol=1e-6)
     assert torch.allclose(found.values.sum(-1), found.differences, atol=1e-5)
-    assert found.parts == ("input", *map(str, model.graph.nodes), "bias")
+    assert found.parts == ("input", *map(str, model.universe.nodes), "bias")
     assert (found.values[:, :-1].abs().max(0).values > 1e-4).all(), "no part of a random model has nothing to say"
 
 

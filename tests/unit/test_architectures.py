@@ -112,7 +112,7 @@ def test_shape_and_paths(model):
     assert (model.n_layers, model.n_heads, model.d_model, model.d_vocab) == (3, 4, 32, 40)
     assert (model.n_kv_heads, model.d_head) == (VARIANTS[model.name].get("num_key_value_heads", 4), VARIANTS[model.name].get("head_dim", 8))
     assert model.is_parallel == ("parallel" in model.name)
-    assert len(model.hf.get_submodule(table.blocks)) == 3 and len(model.graph) == 3 * (4 + 1)
+    assert len(model.hf.get_submodule(table.blocks)) == 3 and len(model.universe) == 3 * (4 + 1)
     assert "Norm" in type(model.hf.get_submodule(table.final_norm)).__name__
     assert all("Norm" in type(model.module(0, part)).__name__ for part in ("attention_norm", "mlp_norm"))
 

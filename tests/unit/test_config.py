@@ -133,7 +133,7 @@ def test_build_makes_factories():
         ({"_target_": "circuitkit.patchers.Mean", "pool": 3}, r"patcher\.pool is 3, a int\. Expected one of group, all"),
         ({"_target_": "circuitkit.patchers.Mean", "pool": "some"}, r"patcher\.pool is 'some', a str. Expected one of group, all"),
         ({"_target_": "circuitkit.patchers.Mean", "pool": "???"}, r"patcher\.pool must be given"),
-        ({"_target_": "circuitkit.core.graph.Graph", "n_heads": 3}, r"patcher \(Graph\) needs n_layers"),
+        ({"_target_": "circuitkit.core.universe.NodeUniverse", "n_heads": 3}, r"patcher \(NodeUniverse\) needs n_layers"),
     ],
 )
 def test_build_refuses_in_a_sentence(settings, sentence):

@@ -48,7 +48,7 @@ class TestMetrics(MetricConformance):
 
 def _some_of(model):
     """A circuit of a few of its nodes."""
-    return Circuit.of(model.graph, torch.arange(len(model.graph)) % 3 > 0)
+    return Circuit.of(model.universe, torch.arange(len(model.universe)) % 3 > 0)
 
 
 class TestMethods(MethodConformance):

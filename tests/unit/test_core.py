@@ -13,14 +13,15 @@ from models_for_tests import tiny_prompts
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe
 from circuitkit.core.errors import CircuitError, MeasurementError, PromptError, unknown_choice
-from circuitkit.core.graph import Edge, Graph, Kind, Level, Node
+from circuitkit.core.node import Edge, Kind, Level, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.sealed import FORMAT_VERSION, checksum
+from circuitkit.core.universe import Universe
 from circuitkit.engine.packed.layout import Edits, Layout
 from circuitkit.patchers import Mean, Zero
 
 LAYERS, HEADS = 3, 4
-GRAPH = Graph(LAYERS, HEADS)
+GRAPH = Universe.of_nodes(LAYERS, HEADS)
 FAST = settings(deadline=None, max_examples=100)
 
 spans = st.none() | st.from_regex(r"[A-Za-z0-9_-]{1,6}", fullmatch=True)
@@ -92,12 +93,12 @@ def test_positions_on_and_off():
     assert (str(node), node.component) == ("a2.h1@3", Node.of_head(2, 1))
 
 
-# Graph and masks
+# NodeUniverse and masks
 
 
 def test_a_graph_is_in_causal_order():
-    assert [str(node) for node in Graph(2, 2)] == ["a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
-    assert [str(node) for node in Graph(1, 1).at(["S1", -1])] == ["a0.h0@S1", "a0.h0@-1", "m0@S1", "m0@-1"]
+    assert [str(node) for node in Universe.of_nodes(2, 2)] == ["a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
+    assert [str(node) for node in Universe.of_nodes(1, 1).at(["S1", -1])] == ["a0.h0@S1", "a0.h0@-1", "m0@S1", "m0@-1"]
 
 
 @FAST
@@ -136,7 +137,7 @@ def test_first_difference_by_hand():
 
 def test_edits_by_hand_with_positions_that_depend_on_the_group():
     prompts = tiny_prompts(n=3, n_pos=4, n_groups=2)  # S1 is token 0 in group 0 and token 1 in group 1; groups 0, 1, 0
-    graph = Graph(1, 2, ("S1", "last"))
+    graph = Universe.of_nodes(1, 2, ("S1", "last"))
     mask = graph.without(graph.full(), ["a0.h1@S1", "m0@last"])
     edits = Edits(Layout(graph, prompts), mask[None], slice(1, 3))
     assert edits.heads(0)[0, :, :, 0].all()
@@ -147,7 +148,7 @@ def test_edits_by_hand_with_positions_that_depend_on_the_group():
 @pytest.mark.parametrize("names", [("last", "3"), ("S1", "0"), ("-1", "last"), ("last", "last")])
 def test_positions_that_contradict_each_other_are_refused(names):
     with pytest.raises(MeasurementError, match="a mask could contradict itself. Name each position once"):
-        Layout(Graph(1, 1, names), tiny_prompts(n_pos=4))
+        Layout(Universe.of_nodes(1, 1, names), tiny_prompts(n_pos=4))
 
 
 # Circuits as sets

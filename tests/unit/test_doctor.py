@@ -12,7 +12,7 @@ from models_for_tests import FAMILIES, hook_counts, tiny_model
 
 from circuitkit.config import conf_dir
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.graph import Graph
+from circuitkit.core.universe import Universe
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.engine.proof.doctor import ENGINE_CHECKS, Patient, examine
 from circuitkit.jobs import doctor
@@ -198,7 +198,7 @@ class IgnoresMasks(PackedEngine):
 
 class OneLayerOff(PackedEngine):
     def passes(self, masks, base=None):
-        return super().passes(masks.roll(len(self.graph) // self.graph.n_layers, -1), None)
+        return super().passes(masks.roll(len(self.universe) // self.universe.n_layers, -1), None)
 
 
 class TakesTheWrongTwin(PackedEngine):
@@ -213,7 +213,7 @@ class ForgetsToCondition(PackedEngine):
 
 class MixesPositions(PackedEngine):
     def __init__(self, model, prompts, patcher, metric, graph=None, **kwargs):
-        graph = None if graph is None else Graph(graph.n_layers, graph.n_heads, graph.spans[::-1])
+        graph = None if graph is None else Universe.of_nodes(graph.n_layers, graph.n_heads, graph.spans[::-1])
         super().__init__(model, prompts, patcher, metric, graph, **kwargs)
 
 

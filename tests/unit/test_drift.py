@@ -146,7 +146,7 @@ def test_drift_is_what_the_naive_path_gives_with_converted_weights(dtype):
     model = tiny_model("llama", dtype=dtype)
     prompts = solvable_prompts(model)
     engine = engine_of(model, prompts)
-    masks = torch.stack(replayed(engine.graph, pruned(engine, 0.5)))
+    masks = torch.stack(replayed(engine.universe, pruned(engine, 0.5)))
     half, single = (ReferenceEngine(each, prompts, Mean(), LogitDiff()).percent(masks) for each in (model, twin_in_float32(model)))
     assert (half - single).abs().max() > 0.01, "or this test proves nothing"
     widest = (half - single).abs().argmax()
@@ -163,15 +163,15 @@ def test_drift_is_what_the_naive_path_gives_with_converted_weights(dtype):
 def test_a_circuit_can_be_given_and_few_prompts():
     model = tiny_model("llama", dtype=torch.bfloat16)
     engine = engine_of(model)
-    mask = engine.graph.without(engine.graph.full(), ["m1"])
-    assert drift(engine, Circuit.of(engine.graph, mask, model="a"), n_prompts=3) == drift(engine, mask[None], n_prompts=3)
+    mask = engine.universe.without(engine.universe.full(), ["m1"])
+    assert drift(engine, Circuit.of(engine.universe, mask, model="a"), n_prompts=3) == drift(engine, mask[None], n_prompts=3)
     assert drift(engine, mask[None], n_prompts=3).n_prompts == 3
 
 
 def test_the_engine_goes_on_as_if_nothing_had_happened():
     model = tiny_model("llama", dtype=torch.bfloat16)
     engine = engine_of(model)
-    masks = torch.stack([engine.graph.without(engine.graph.full(), [node]) for node in ("a0.h1", "m2")])
+    masks = torch.stack([engine.universe.without(engine.universe.full(), [node]) for node in ("a0.h1", "m2")])
     before, state = engine.score(masks), (digests_of(model), hooks_of(model))
     drift(engine, masks)
     assert torch.equal(engine.score(masks), before) and (digests_of(model), hooks_of(model)) == state
@@ -212,21 +212,21 @@ def test_replayed_masks_are_those_that_were_scored(order):
     steps: list[Step] = []
     IterativePruning(threshold=0.5, order=order).discover(engine, on_step=steps.append)
     assert {step.kept for step in steps} == {True, False}, "or this test proves nothing"
-    scores = ReferenceEngine(engine.model, engine.prompts, Mean(), LogitDiff()).percent(torch.stack(replayed(engine.graph, steps)))
+    scores = ReferenceEngine(engine.model, engine.prompts, Mean(), LogitDiff()).percent(torch.stack(replayed(engine.universe, steps)))
     torch.testing.assert_close(scores, torch.tensor([step.score for step in steps], dtype=scores.dtype), atol=0.02, rtol=0)
 
 
 def test_replayed_knock_outs_of_a_circuit():
     engine = engine_of(tiny_model("gpt2"))
-    members = engine.graph.without(engine.graph.full(), ["a1.h0", "m0"])
+    members = engine.universe.without(engine.universe.full(), ["a1.h0", "m0"])
     steps: list[Step] = []
-    Knockout(Circuit.of(engine.graph, members, model="tiny-gpt2")).discover(engine, on_step=steps.append)
-    scores = engine.percent(torch.stack(replayed(engine.graph, steps)))
+    Knockout(Circuit.of(engine.universe, members, model="tiny-gpt2")).discover(engine, on_step=steps.append)
+    scores = engine.percent(torch.stack(replayed(engine.universe, steps)))
     torch.testing.assert_close(scores, torch.tensor([step.score for step in steps], dtype=scores.dtype), atol=0.02, rtol=0)
 
 
 def test_decisions_are_the_closest_and_some_from_all_over():
-    graph = tiny_model("gpt2", n_layers=4, n_heads=4).graph
+    graph = tiny_model("gpt2", n_layers=4, n_heads=4).universe
     steps = [Step(0, place, str(node), 100.0 - 3 * place, False, 0, "backward") for place, node in enumerate(graph.nodes)]
     scored = replayed(graph, steps)
     closest = sorted(range(len(steps)), key=lambda place: abs(steps[place].score - 80))[:4]
@@ -240,7 +240,7 @@ def test_decisions_are_the_closest_and_some_from_all_over():
 
 @pytest.mark.parametrize("steps", [[], [Step(0, 0, "draw0", 50.0, True, 3, "draw")]], ids=["none", "draws"])
 def test_random_masks_stand_in(steps):
-    graph = tiny_model("gpt2").graph
+    graph = tiny_model("gpt2").universe
     masks = decisions(graph, steps, 0.8)
     assert masks.shape == (16, len(graph)) and masks.dtype == torch.bool and len(masks.unique(dim=0)) > 4
 
@@ -291,7 +291,7 @@ def test_a_run_logs_its_drift(dtype):
     if dtype == torch.float32:
         assert logged == {}
         return
-    masks = decisions(model.graph, result.steps, 0.6)
+    masks = decisions(model.universe, result.steps, 0.6)
     half, single = (ReferenceEngine(each, prompts, Mean(), LogitDiff()).percent(masks) for each in (model, twin_in_float32(model)))
     assert logged["drift/n"] == len(masks) and logged["drift/flipped"] == ((half > 60) != (single > 60)).sum()
     assert logged["drift/largest"] == pytest.approx((half - single).abs().max().item(), rel=0.05) and logged["drift/largest"] > 0

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.edge_graph import EdgeGraph
 from circuitkit.core.errors import CircuitError
-from circuitkit.core.graph import Edge, Graph, Level, Node
+from circuitkit.core.node import Edge, Level, Node
 from circuitkit.core.sealed import seal
+from circuitkit.core.universe import EdgeUniverse, Universe
 
 
 def nodes(*names: str) -> tuple[Node, ...]:
@@ -23,35 +23,35 @@ def nodes(*names: str) -> tuple[Node, ...]:
 
 
 def test_edges_in_order():
-    graph = EdgeGraph(nodes("a0.h0", "m0", "a1.h1"))
+    graph = EdgeUniverse(nodes("a0.h0", "m0", "a1.h1"))
     assert [str(edge) for edge in graph] == [
         "input->a0.h0<q>", "input->a0.h0<k>", "input->a0.h0<v>",
         "input->m0", "a0.h0->m0",
         *(f"{src}->a1.h1<{port}>" for port in "qkv" for src in ("input", "a0.h0", "m0")),
         "input->logits", "a0.h0->logits", "m0->logits", "a1.h1->logits",
     ]  # fmt: skip
-    assert [str(edge) for edge in EdgeGraph(graph.nodes, Level.EDGE)][:4] == ["input->a0.h0", "input->m0", "a0.h0->m0", "input->a1.h1"]
-    assert len(EdgeGraph(())) == 1  # the input to the logits
+    assert [str(edge) for edge in EdgeUniverse(graph.nodes, Level.EDGE)][:4] == ["input->a0.h0", "input->m0", "a0.h0->m0", "input->a1.h1"]
+    assert len(EdgeUniverse(())) == 1  # the input to the logits
     assert [graph.index(str(edge)) for edge in graph] == list(range(len(graph)))
 
 
 @pytest.mark.parametrize(("n_layers", "n_heads", "parallel"), list(product((1, 2, 3), (1, 4), (False, True))))
 def test_the_number_of_edges_of_a_whole_model(n_layers, n_heads, parallel):
     """Heads of layer l read the input and l layers of heads and an MLP; its MLP these and, unless it is parallel, the layer's heads."""
-    whole = Graph(n_layers, n_heads)
+    whole = Universe.of_nodes(n_layers, n_heads)
     for level, ports in ((Level.EDGE_QKV, 3), (Level.EDGE, 1)):
         below = [1 + layer * (n_heads + 1) for layer in range(n_layers)]
         into_heads = sum(n_heads * ports * n for n in below)
         into_mlps = sum(n + (0 if parallel else n_heads) for n in below)
-        assert len(EdgeGraph(whole.nodes, level, parallel)) == into_heads + into_mlps + 1 + len(whole)
+        assert len(EdgeUniverse(whole.nodes, level, parallel)) == into_heads + into_mlps + 1 + len(whole)
 
 
 def test_a_head_reaches_the_mlp_of_its_own_layer_but_not_in_a_parallel_model():
     members = nodes("a0.h0", "m0")
-    assert Edge.parse("a0.h0->m0") in EdgeGraph(members).edges
-    assert Edge.parse("a0.h0->m0") not in EdgeGraph(members, parallel=True).edges
+    assert Edge.parse("a0.h0->m0") in EdgeUniverse(members).edges
+    assert Edge.parse("a0.h0->m0") not in EdgeUniverse(members, parallel=True).edges
     with pytest.raises(CircuitError, match="runs against the causal order: m0 is computed before a0.h0, or beside it"):
-        EdgeGraph(members, parallel=True).index("a0.h0->m0")
+        EdgeUniverse(members, parallel=True).index("a0.h0->m0")
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_a_head_reaches_the_mlp_of_its_own_layer_but_not_in_a_parallel_model():
     ],
 )  # fmt: skip
 def test_what_still_leads_to_the_logits(kept, live_nodes, live_edges):
-    graph = EdgeGraph(nodes("a0.h0", "m0", "a1.h0", "m1"))
+    graph = EdgeUniverse(nodes("a0.h0", "m0", "a1.h0", "m1"))
     found_nodes, found_edges = graph.live(graph.mask(kept))
     assert [str(node) for node in found_nodes] == live_nodes and [str(edge) for edge in found_edges] == live_edges
 
 
 def test_masks_over_edges():
-    graph = EdgeGraph(nodes("a0.h0", "m0"))
+    graph = EdgeUniverse(nodes("a0.h0", "m0"))
     assert graph.members(graph.full()) == graph.edges and graph.members(graph.empty()) == ()
     mask = graph.without(graph.full(), ["input->m0"])
     assert graph.full().all() and graph.members(mask) == tuple(edge for edge in graph if str(edge) != "input->m0")
@@ -95,7 +95,7 @@ def test_masks_over_edges():
 )
 def test_an_edge_that_is_not_there(edge, text):
     with pytest.raises(CircuitError, match=text):
-        EdgeGraph(nodes("a0.h0", "m0")).index(edge)
+        EdgeUniverse(nodes("a0.h0", "m0")).index(edge)
 
 
 # --- Circuits with edges --------------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def with_edges(*edges: str, members=MEMBERS, level=Level.EDGE_QKV) -> Circuit:
 
 
 def test_a_circuit_with_edges_comes_back_from_its_file(tmp_path):
-    graph = EdgeGraph(MEMBERS)
+    graph = EdgeUniverse(MEMBERS)
     circuit = with_edges(*reversed([str(edge) for edge in graph]))
     assert circuit.edges == graph.edges  # in the order of the graph, whatever order they came in
     assert Circuit.load(circuit.save(tmp_path / "circuit.json")) == circuit

@@ -10,10 +10,10 @@ from models_for_tests import PATCHERS, PLANTED, engines, planted_model, planted_
 from test_runner import Toy, run
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.edge_graph import EdgeGraph
 from circuitkit.core.errors import CircuitError, ConfigError
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Level, Node
+from circuitkit.core.node import Level, Node
+from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.engine import PackedEdges
 from circuitkit.engine.oracle.nodes import ReferenceEngine
@@ -63,7 +63,7 @@ def test_planted_paths_are_found(engine_class, settings, more, split, unchecked)
     assert circuit.names == PLANTED and circuit.level is (Level.EDGE_QKV if split else Level.EDGE)
     assert circuit.provenance["dropped_nodes"] == ["a1.h2", "m3"]
     assert circuit.score == pytest.approx(100.0, abs=1e-3) and circuit.provenance["node_score"] == pytest.approx(100.0, abs=1e-3)
-    graph = EdgeGraph(WITH_NOISE.nodes, circuit.level)
+    graph = EdgeUniverse(WITH_NOISE.nodes, circuit.level)
     assert [step.order for step in steps] == list(range(len(graph))) and {step.total for step in steps} == {len(graph)}
     order = list(graph) if settings["rule"] == "single" else list(reversed(graph.edges))
     assert [step.node for step in steps] == [str(edge) for edge in order]
@@ -71,6 +71,7 @@ def test_planted_paths_are_found(engine_class, settings, more, split, unchecked)
 
 
 # The same decisions whatever the engine
+
 
 @pytest.mark.parametrize(
     ("family", "patcher", "split", "rule"),
@@ -83,9 +84,9 @@ def test_planted_paths_are_found(engine_class, settings, more, split, unchecked)
 def test_both_engines_decide_alike(family, patcher, split, rule):
     model = shared_model(family, 3, 4)
     prompts = solvable_prompts(model, 4, 4)
-    circuit = Circuit.of(model.graph, random_masks(1, len(model.graph), seed=5)[0])
+    circuit = Circuit.of(model.universe, random_masks(1, len(model.universe), seed=5)[0])
     fast, naive = engines(model, prompts, PATCHERS[patcher])
-    threshold = 0.9 * fast.percent(circuit.mask(model.graph)[None]).item() / 100
+    threshold = 0.9 * fast.percent(circuit.mask(model.universe)[None]).item() / 100
     (fast, steps), (naive, expected) = (pruned(engine, circuit, rule=rule, split=split, threshold=threshold) for engine in (fast, naive))
     assert [(step.node, step.kept, step.size) for step in steps] == [(step.node, step.kept, step.size) for step in expected]
     assert [step.score for step in steps] == pytest.approx([step.score for step in expected], abs=1e-2)
@@ -99,12 +100,12 @@ def test_the_score_is_that_of_the_graph_that_is_left(rule, unchecked):
     """Of the kept edges; those that lead nowhere, which are left out, would not change it."""
     model = shared_model("llama", 3, 4)
     engine = PackedEngine(model, solvable_prompts(model, 4, 4), Mean(), LogitDiff())
-    circuit = Circuit.of(model.graph, random_masks(1, len(model.graph), seed=1)[0])
+    circuit = Circuit.of(model.universe, random_masks(1, len(model.universe), seed=1)[0])
     found, steps = pruned(engine, circuit, rule=rule, threshold=0.5)
     edges = edge_engine(ReferenceEngine(model, engine.prompts, Mean(), LogitDiff()), circuit)
-    kept = edges.graph.mask(step.node for step in steps if step.kept)
-    live, whole = edges.graph.mask(found.edges), edges.graph.full()
-    assert (live & ~kept).sum() == 0 and (found.nodes, found.edges) == edges.graph.live(kept)
+    kept = edges.universe.mask(step.node for step in steps if step.kept)
+    live, whole = edges.universe.mask(found.edges), edges.universe.full()
+    assert (live & ~kept).sum() == 0 and (found.nodes, found.edges) == edges.universe.live(kept)
     expected = edges.percent(edges.score(torch.stack([live, kept, whole]))).tolist()
     assert [found.score, found.score, found.provenance["node_score"]] == pytest.approx(expected, abs=1e-2)
     if rule == "cumulative":  # the score of the last removal
@@ -171,7 +172,7 @@ def test_from_every_step_it_goes_on_to_the_same(rule, unchecked, monkeypatch):
 def test_close_decisions_are_taken_by_the_naive_path(rule, unchecked, monkeypatch):
     model = shared_model("gpt2", 2, 2)
     engine = PackedEngine(model, solvable_prompts(model, 4, 4), Mean(), LogitDiff())
-    circuit = Circuit(model.graph.nodes, 2, 2)
+    circuit = Circuit(model.universe.nodes, 2, 2)
     name = "certain_alone" if rule == "single" else "certain"
     asked, certain = [], getattr(EdgeEngine, name)
     monkeypatch.setattr(EdgeEngine, name, lambda self, what: asked.append(1) or certain(self, what) + 1e-3)
@@ -200,7 +201,7 @@ def test_the_files_of_a_run(tmp_path, rule):
     assert (body["task"], body["model"], body["level"], body["rule"], body["mlps"]) == ("toy", "by-hand", "edge_qkv", rule, "freeze")
     assert body["threshold"] == 80.0 and body["score"] == circuit.score and body["kept"] == TRUE
     assert sorted(body["nodes"]) == sorted(WITH_NOISE.names) and body["dropped_nodes"] == ["a1.h2", "m3"]
-    assert body["edges"] == {step.node: step.score for step in result.steps} and len(result.steps) == len(EdgeGraph(WITH_NOISE.nodes))
+    assert body["edges"] == {step.node: step.score for step in result.steps} and len(result.steps) == len(EdgeUniverse(WITH_NOISE.nodes))
     assert finding.provenance["model"]["fingerprint"] == circuit.provenance["model"]["fingerprint"] == planted_model().fingerprint()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     summary = {key: value for row in rows for key, value in row.items() if key.startswith("circuit/")}

@@ -28,10 +28,10 @@ from models_for_tests import (
 )
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.edge_graph import LOGITS, EdgeGraph
 from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, ModelError
-from circuitkit.core.graph import Edge, Level, Node
+from circuitkit.core.node import LOGITS, Edge, Level, Node
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.engine import PackedEdges
@@ -52,8 +52,8 @@ TOLERANCE = 1e-5  # of the spread of the logit differences
 
 def edges_of(engine: Engine, keep: float = 0.6, seed: int = 0, **options) -> EdgeEngine:
     """The edge engine of a random circuit."""
-    mask = random_masks(1, len(engine.graph), seed, keep)[0]
-    return edge_engine(engine, Circuit.of(engine.graph, mask), **options)
+    mask = random_masks(1, len(engine.universe), seed, keep)[0]
+    return edge_engine(engine, Circuit.of(engine.universe, mask), **options)
 
 
 def both(model: HookedModel, prompts: PromptSet, patcher, circuit: Circuit, max_rows: int | None = None, **options):
@@ -161,26 +161,26 @@ def test_the_effect_of_every_edge_by_hand(by_hand, which, level, mlps):
     effects = PATHS if mlps == "recompute" else DIRECT
     if level is Level.EDGE:
         effects = {name.replace("<v>", ""): effect for name, effect in effects.items()}
-    assert set(effects) < {str(edge) for edge in edges.graph}
-    assert_lowers(edges.alone(edges.graph.edges), [effects.get(str(edge), 0.0) for edge in edges.graph])
+    assert set(effects) < {str(edge) for edge in edges.universe}
+    assert_lowers(edges.alone(edges.universe.edges), [effects.get(str(edge), 0.0) for edge in edges.universe])
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
 def test_whole_masks_by_hand(by_hand, which):
     edges = hand_edges(by_hand, which)
-    masks = [edges.graph.without(edges.graph.full(), names.split()) for names in REMOVED]
-    singles = [edges.graph.without(edges.graph.full(), [name]) for name in DIRECT]
+    masks = [edges.universe.without(edges.universe.full(), names.split()) for names in REMOVED]
+    singles = [edges.universe.without(edges.universe.full(), [name]) for name in DIRECT]
     # With no edge left every reader sees the circuit on the corrupt prompts.
-    values = edges.score(torch.stack([*masks, *singles, edges.graph.empty()]))
+    values = edges.score(torch.stack([*masks, *singles, edges.universe.empty()]))
     assert_lowers(values, [*REMOVED.values(), *DIRECT.values(), 36.0])
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
 def test_direct_effects_of_a_linear_models_sender_sum_to_its_total_effect(by_hand, which):
     edges = hand_edges(by_hand, which, mlps="freeze")
-    effects = BASE - edges.alone(edges.graph.edges)
+    effects = BASE - edges.alone(edges.universe.edges)
     for name, total in TOTAL.items():
-        outgoing = [place for place, edge in enumerate(edges.graph) if str(edge.src) == name]
+        outgoing = [place for place, edge in enumerate(edges.universe) if str(edge.src) == name]
         torch.testing.assert_close(effects[outgoing].sum(0), total * (CLEAN - CORRUPT), rtol=0, atol=1e-2)
         assert total == sum(effect for edge, effect in DIRECT.items() if edge.startswith(f"{name}->"))
 
@@ -189,8 +189,8 @@ def test_direct_effects_of_a_linear_models_sender_sum_to_its_total_effect(by_han
 def test_the_total_effect_is_that_of_giving_the_sender_its_corrupt_output(which):
     """In any model: a mask without all outgoing edges of a sender against that output put in by a plain hook."""
     model, prompts = shared_model("gpt_neox", 3, 2), tiny_prompts(4, 4)
-    edges = both(model, prompts, Zero(), Circuit(model.graph.nodes, 3, 2))[which]
-    masks = [torch.tensor([str(edge.src) != name for edge in edges.graph]) for name in ("m1", "m0")]
+    edges = both(model, prompts, Zero(), Circuit(model.universe.nodes, 3, 2))[which]
+    masks = [torch.tensor([str(edge.src) != name for edge in edges.universe]) for name in ("m1", "m0")]
     for name, values in zip(("m1", "m0"), edges.score(torch.stack(masks)), strict=True):
         mlp, seen = model.module(int(name[1:]), "mlp"), []
         handle = mlp.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
@@ -213,14 +213,14 @@ CASES = [
 
 def assert_agree(model: HookedModel, patcher, level: Level, mlps: str, seed: int = 0) -> None:
     """A random circuit, some of its edges alone, and masks from sparse to dense; slices of three prompts and passes of a few edges."""
-    circuit = Circuit.of(model.graph, random_masks(1, len(model.graph), seed, keep=0.7)[0])
+    circuit = Circuit.of(model.universe, random_masks(1, len(model.universe), seed, keep=0.7)[0])
     fast, naive = both(model, tiny_prompts(4, 4, seed=seed), patcher, circuit, max_rows=7 if seed % 2 else 3, level=level, mlps=mlps)
     generator = torch.Generator().manual_seed(seed)
-    some = [fast.graph.edges[place] for place in torch.randperm(len(fast.graph), generator=generator)[:5].tolist()]
-    masks = torch.rand(2, len(fast.graph), generator=generator) < torch.tensor([0.5, 0.95])[:, None]
+    some = [fast.universe.edges[place] for place in torch.randperm(len(fast.universe), generator=generator)[:5].tolist()]
+    masks = torch.rand(2, len(fast.universe), generator=generator) < torch.tensor([0.5, 0.95])[:, None]
     expected = torch.cat([naive.alone(some), naive.score(masks)])
     assert difference(torch.cat([fast.alone(some), fast.score(masks)]), expected) < TOLERANCE
-    unpatched = naive.score(naive.graph.full()[None])
+    unpatched = naive.score(naive.universe.full()[None])
     assert ((expected - unpatched).abs() > 0.01 * expected.std()).any(1).sum() >= 3  # else the comparison would be of nothing
 
 
@@ -253,8 +253,8 @@ def test_mlps_outside_of_the_circuit_are_replaced_alike(family, name):
     model = shared_model(family, 3, 2)
     circuit = Circuit(nodes("a0.h0", "a1.h0", "a1.h1", "a2.h1"), 3, 2)
     fast, naive = both(model, tiny_prompts(5, 4, n_groups=3), PATCHERS[name], circuit, max_rows=4)
-    masks = random_masks(2, len(fast.graph))
-    found, expected = (torch.cat([edges.alone(edges.graph.edges[::5]), edges.score(masks)]) for edges in (fast, naive))
+    masks = random_masks(2, len(fast.universe))
+    found, expected = (torch.cat([edges.alone(edges.universe.edges[::5]), edges.score(masks)]) for edges in (fast, naive))
     assert difference(found, expected) < TOLERANCE
 
 
@@ -274,10 +274,10 @@ def test_in_bfloat16_the_fast_path_is_as_close_to_float32_as_the_naive_one(famil
     with torch.no_grad():
         for parameter, rounded in zip(exact.hf.parameters(), half.hf.parameters(), strict=True):
             parameter.copy_(rounded)
-    circuit = Circuit.of(half.graph, random_masks(1, len(half.graph), seed=1, keep=0.7)[0])
+    circuit = Circuit.of(half.universe, random_masks(1, len(half.universe), seed=1, keep=0.7)[0])
     fast, naive = both(half, tiny_prompts(4, 4), Mean(), circuit, mlps=mlps)
     expected, _ = both(exact, tiny_prompts(4, 4), Mean(), circuit, mlps=mlps)
-    some, masks = fast.graph.edges[::9], random_masks(2, len(fast.graph))
+    some, masks = fast.universe.edges[::9], random_masks(2, len(fast.universe))
     rounding, allowed = (
         difference(torch.cat([edges.alone(some), edges.score(masks)]), torch.cat([expected.alone(some), expected.score(masks)]))
         for edges in (fast, naive)
@@ -293,7 +293,7 @@ def test_with_every_edge_the_circuit_is_the_node_circuit_to_the_last_bit(name):
     fast, naive = engines(shared_model("qwen2", 3, 4), tiny_prompts(4, 4), PATCHERS[name])
     for engine in (fast, naive):
         edges = edges_of(engine)
-        values = edges.score(torch.stack([edges.graph.full(), edges.graph.empty(), edges.graph.full()]))
+        values = edges.score(torch.stack([edges.universe.full(), edges.universe.empty(), edges.universe.full()]))
         expected = engine.score(edges.mask[None])[0]
         if engine is fast:
             assert torch.equal(values[0], expected) and torch.equal(values[2], expected)
@@ -319,8 +319,8 @@ def test_a_circuit_run_layer_by_layer_gives_the_engines_logits(family):
 def test_a_frozen_edge_is_the_mask_without_it(family, name, level):
     engine = engines(shared_model(family, 3, 4), tiny_prompts(4, 4), PATCHERS[name])[0]
     edges = edges_of(engine, level=level, mlps="freeze")
-    masks = torch.stack([edges.graph.without(edges.graph.full(), [edge]) for edge in edges.graph])
-    alone = edges.alone(edges.graph.edges)
+    masks = torch.stack([edges.universe.without(edges.universe.full(), [edge]) for edge in edges.universe])
+    alone = edges.alone(edges.universe.edges)
     assert difference(edges.score(masks), alone) < TOLERANCE
     assert (alone - engine.score(edges.mask[None])).abs().max() > 0.1 * alone.std()
 
@@ -332,10 +332,10 @@ def test_edges_that_lead_nowhere_change_nothing(engine_class, name):
     """A node none of whose kept edges leads to the logits may lose all that lead into it."""
     engine = engine_class(shared_model("mistral", 3, 4), tiny_prompts(4, 4), PATCHERS[name], LogitDiff())
     edges = edges_of(engine)
-    masks = random_masks(2, len(edges.graph), keep=0.4)
-    into_logits = torch.tensor([edge.dst == LOGITS for edge in edges.graph])
-    masks[:, into_logits] = torch.tensor([edge.src.layer < 2 for edge in edges.graph if edge.dst == LOGITS])
-    live = torch.stack([edges.graph.mask(edges.graph.live(mask)[1]) for mask in masks])
+    masks = random_masks(2, len(edges.universe), keep=0.4)
+    into_logits = torch.tensor([edge.dst == LOGITS for edge in edges.universe])
+    masks[:, into_logits] = torch.tensor([edge.src.layer < 2 for edge in edges.universe if edge.dst == LOGITS])
+    live = torch.stack([edges.universe.mask(edges.universe.live(mask)[1]) for mask in masks])
     assert (live.sum(1) < masks.sum(1)).all() and (live.sum(1) > into_logits.sum()).all()
     assert difference(edges.score(live), edges.score(masks)) < TOLERANCE
 
@@ -348,12 +348,12 @@ def test_heads_that_share_keys_and_values_are_left_alone(which):
         model.module(1, "out_proj").weight[:, : model.d_head] = 0.0
     circuit = Circuit(nodes("a0.h1", "m0", "a1.h0", "a1.h1", "m2"), 3, 4)
     edges = both(model, tiny_prompts(4, 4), Mean(), circuit)[which]
-    full = edges.graph.full()
+    full = edges.universe.full()
     whole = edges.score(full[None])[0]
     for head, changes in ((0, False), (1, True)):
         for port in "qkv":
             into = [Edge.parse(f"{src}->a1.h{head}<{port}>") for src in ("input", "a0.h1", "m0")]
-            found = torch.cat([edges.alone(into), edges.score(edges.graph.without(full, into)[None])])
+            found = torch.cat([edges.alone(into), edges.score(edges.universe.without(full, into)[None])])
             moved = (found - whole).abs().amax(1) / whole.std()
             assert (moved > 1e-3).all() if changes else (moved < TOLERANCE).all()
 
@@ -365,17 +365,17 @@ def test_a_head_is_patched_whole_when_ports_are_not_split(which):
     circuit = Circuit(nodes("a0.h1", "m0", "a1.h1", "m2"), 3, 4)
     whole, split = (both(model, prompts, Mean(), circuit, level=level, mlps="freeze")[which] for level in LEVELS[::-1])
     into = ["a0.h1->a1.h1<q>", "a0.h1->a1.h1<k>", "a0.h1->a1.h1<v>"]
-    expected = split.score(split.graph.without(split.graph.full(), into)[None])
+    expected = split.score(split.universe.without(split.universe.full(), into)[None])
     assert difference(whole.alone([Edge.parse("a0.h1->a1.h1")]), expected) < TOLERANCE
-    none = split.score(split.graph.full()[None])
+    none = split.score(split.universe.full()[None])
     summed = none + (split.alone([Edge.parse(name) for name in into]) - none).sum(0)
     assert difference(summed, expected) > 1e-3
 
 
 def test_the_order_in_which_edges_are_asked_for_changes_nothing():
     edges = edges_of(engines(shared_model("llama", 3, 4), tiny_prompts(4, 4), Mean(), max_rows=8)[0])
-    every = edges.alone(edges.graph.edges)
-    some = [edges.graph.edges[place] for place in (9, 3, -1, 3)]
+    every = edges.alone(edges.universe.edges)
+    some = [edges.universe.edges[place] for place in (9, 3, -1, 3)]
     assert difference(edges.alone(some), every[[9, 3, -1, 3]]) < TOLERANCE
     assert edges.alone([]).shape == (0, 4)
 
@@ -390,11 +390,11 @@ def counted(max_rows: int | None, mlps: str = "recompute", n: int = 4) -> tuple[
     model = shared_model("gpt2", N_LAYERS, 4)
     engine = PackedEngine(model, tiny_prompts(n, 4), Mean(), LogitDiff(), max_rows=max_rows)
     edges = PackedEdges(engine, Circuit(nodes("a0.h1", "m0", "a1.h0", "a1.h3", "m1", "a2.h2", "m2"), N_LAYERS, 4), mlps=mlps)
-    engine.score(engine.graph.full()[None])  # the untouched model, which every metric is held against
+    engine.score(engine.universe.full()[None])  # the untouched model, which every metric is held against
     return engine, edges
 
 
-def into_layers(graph: EdgeGraph) -> tuple[list[int], list[int]]:
+def into_layers(graph: EdgeUniverse) -> tuple[list[int], list[int]]:
     """How many edges lead into the heads and into the MLP of each layer: 3, 3 x 2 x 3, 3 x 6 and 2, 5, 7 here."""
     heads = [sum(edge.dst.head is not None and edge.dst.layer == layer for edge in graph) for layer in range(N_LAYERS)]
     mlps = [sum(edge.dst == Node.of_mlp(layer) for edge in graph) for layer in range(N_LAYERS)]
@@ -411,10 +411,10 @@ def test_passes_for_every_edge(max_rows, n, mlps):
     fit a pass, and at most one more for each of the 2 x 3 - 1 places of receivers that need layers.
     """
     engine, edges = counted(max_rows, mlps, n)
-    assert into_layers(edges.graph) == ([3, 18, 18], [2, 5, 7])
-    heads, into_mlps = into_layers(edges.graph)
+    assert into_layers(edges.universe) == ([3, 18, 18], [2, 5, 7])
+    heads, into_mlps = into_layers(edges.universe)
     before = engine.work.passes, engine.work.layer_rows
-    edges.alone(edges.graph.edges)
+    edges.alone(edges.universe.edges)
     passes, layer_rows = engine.work.passes - before[0], engine.work.layer_rows - before[1]
     assert layer_rows == n * (2 * 3 + 3 * heads[0] + 2 * heads[1] + heads[2] + 2 * into_mlps[0] + into_mlps[1])
     needing = sum(heads) + sum(into_mlps[:-1])
@@ -427,11 +427,11 @@ def test_passes_for_every_edge(max_rows, n, mlps):
 
 def test_states_are_computed_once_a_slice():
     engine, edges = counted(max_rows=3, n=7)
-    edges.alone(edges.graph.edges[:1])
+    edges.alone(edges.universe.edges[:1])
     before = engine.work.layer_rows
     edges.alone([Edge.parse("m2->logits")])
     edges.alone([Edge.parse("a1.h0->m2")])  # from layer 3 on: nothing but the unembedding
-    edges.score(edges.graph.without(edges.graph.full(), ["input->logits"])[None])
+    edges.score(edges.universe.without(edges.universe.full(), ["input->logits"])[None])
     assert engine.work.layer_rows == before
 
 
@@ -440,8 +440,8 @@ def test_no_pass_is_larger_than_allowed(max_rows, monkeypatch):
     engine, edges = counted(max_rows)
     rows, run = [], HookedModel.run
     monkeypatch.setattr(HookedModel, "run", lambda self, ids, *args, **kwargs: rows.append(len(ids)) or run(self, ids, *args, **kwargs))
-    edges.alone(edges.graph.edges)
-    edges.score(random_masks(7, len(edges.graph)))
+    edges.alone(edges.universe.edges)
+    edges.score(random_masks(7, len(edges.universe)))
     assert max(rows) <= engine.budget.rows and (max_rows is None or max(rows) > max_rows / 2)
 
 
@@ -449,10 +449,10 @@ def test_modules_outside_of_the_circuit_are_left_uncomputed():
     """No MLP but the last, and no head of the last layer, is a member: these may break."""
     model = tiny_model("gpt2")
     edges = both(model, tiny_prompts(4, 4), Zero(), Circuit(nodes("a1.h0", "m2"), 3, 2))[0]
-    edges.engine.score(edges.engine.graph.full()[None])  # the untouched model, which every metric is held against
+    edges.engine.score(edges.engine.universe.full()[None])  # the untouched model, which every metric is held against
     with failing(model.module(0, "mlp"), RuntimeError("computed"), 99), failing(model.module(2, "attention"), RuntimeError("computed"), 99):
-        edges.alone(edges.graph.edges)
-        edges.score(random_masks(3, len(edges.graph)))
+        edges.alone(edges.universe.edges)
+        edges.score(random_masks(3, len(edges.universe)))
 
 
 def test_blank_tokens_are_not_taken_for_padding(monkeypatch):
@@ -501,13 +501,13 @@ def test_memory_that_runs_out_in_the_middle_halves_the_passes_and_changes_no_num
 
 
 def scored(edges: EdgeEngine) -> list[torch.Tensor]:
-    return [edges.alone(edges.graph.edges), edges.score(random_masks(5, len(edges.graph)))]
+    return [edges.alone(edges.universe.edges), edges.score(random_masks(5, len(edges.universe)))]
 
 
 def test_memory_that_does_not_hold_one_prompt_is_a_sentence(monkeypatch):
     _, edges = counted(None)
     monkeypatch.setattr(type(edges.passes.layers), "attend", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    for work in (lambda: edges.alone(edges.graph.edges), lambda: edges.score(edges.graph.empty()[None])):
+    for work in (lambda: edges.alone(edges.universe.edges), lambda: edges.score(edges.universe.empty()[None])):
         with pytest.raises(MeasurementError, match="Memory ran out in a pass with a single prompt"):
             work()
 
@@ -562,13 +562,13 @@ def test_a_model_whose_heads_do_not_add_on_their_own(engine_class):
     model = shared_model("gemma2", 2, 2)
     engine = engine_class(model, tiny_prompts(2, 3), Zero(), LogitDiff())
     with pytest.raises(ModelError, match="gemma2 puts a norm behind"):
-        edge_engine(engine, Circuit(model.graph.nodes, 2, 2))
+        edge_engine(engine, Circuit(model.universe.nodes, 2, 2))
 
 
 def test_an_engine_of_positions_and_one_of_another_kind():
     model, prompts = shared_model("gpt2", 2, 2), tiny_prompts(2, 3)
     with pytest.raises(CircuitError, match="Edges are between whole components"):
-        edge_engine(PackedEngine(model, prompts, Zero(), LogitDiff(), model.graph.at(["last"])), MODEL_2X2)
+        edge_engine(PackedEngine(model, prompts, Zero(), LogitDiff(), model.universe.at(["last"])), MODEL_2X2)
 
     class Own(ReferenceEngine.__base__):
         def passes(self, masks, base=None):
@@ -588,7 +588,7 @@ def test_edges_and_masks_of_another_graph(which):
         edges.alone([Edge.parse("m1->a0.h0<q>")])
     with pytest.raises(CircuitError, match="m0 is not among its senders"):
         edges.alone([Edge.parse("m0->m1")])
-    full = edges.graph.full()
+    full = edges.universe.full()
     for masks in (full, full[None, 1:], full[None].float(), full[None][:0]):
         with pytest.raises(MeasurementError, match=f"boolean table of masks x {len(full)} edges"):
             edges.score(masks)

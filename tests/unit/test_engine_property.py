@@ -23,7 +23,7 @@ from models_for_tests import (
 )
 
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.graph import Graph
+from circuitkit.core.universe import Universe
 from circuitkit.patchers import Mean, Needs, Zero
 
 TOLERANCE = 1e-5
@@ -52,7 +52,7 @@ class Case:
     def engines(self):
         model = shared_model(self.family, self.n_layers, self.n_heads)
         prompts = tiny_prompts(self.n_prompts, self.n_pos, self.n_groups, self.seed, same=min(self.same, self.n_pos - 1), alike=self.alike)
-        graph = Graph(self.n_layers, self.n_heads, self.spans)
+        graph = Universe.of_nodes(self.n_layers, self.n_heads, self.spans)
         fast, naive = engines(model, prompts, PATCHERS[self.patcher], graph, max_rows=self.max_rows)
         fast._clean_lane.trunk.stride = self.stride
         return fast, naive
@@ -90,7 +90,7 @@ def masks_near(base: torch.Tensor, n: int, changes: int, seed: int) -> torch.Ten
 @given(case=cases, n_masks=st.integers(1, 6), keep=st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0]))
 def test_random_masks_without_a_base(case, n_masks, keep):
     fast, naive = case.engines()
-    masks = random_masks(n_masks, len(fast.graph), case.seed, keep)
+    masks = random_masks(n_masks, len(fast.universe), case.seed, keep)
     assert difference(fast.all_logits(masks), naive.all_logits(masks)) < TOLERANCE
     assert difference(fast.clean_logits(), naive.clean_logits()) < TOLERANCE
 
@@ -108,7 +108,7 @@ def test_a_sequence_of_calls_with_changing_bases_on_one_engine(case, calls):
     """States that are held from earlier calls must never leak into later ones."""
     fast, naive = case.engines()
     for n_masks, changes, given_base, keep, seed in calls:
-        base = random_masks(1, len(fast.graph), seed, keep)[0]
+        base = random_masks(1, len(fast.universe), seed, keep)[0]
         masks = masks_near(base, n_masks, changes, seed)
         found = logits_of(fast, masks, base if given_base else None)
         assert difference(found, naive.all_logits(masks)) < TOLERANCE
@@ -119,7 +119,7 @@ def test_a_sequence_of_calls_with_changing_bases_on_one_engine(case, calls):
 def test_a_sweep_that_removes_as_it_goes(case, forward, group):
     """What pruning does: each unit in turn, some at a time, and every second one stays out."""
     fast, naive = case.engines()
-    base = fast.graph.full()
+    base = fast.universe.full()
     units = list(range(len(base))) if forward else list(reversed(range(len(base))))
     for first in range(0, len(units), group):
         candidates = units[first : first + group]
@@ -136,7 +136,7 @@ def test_a_sweep_that_removes_as_it_goes(case, forward, group):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_and_patcher(family, patcher):
     fast, naive = engines(shared_model(family), tiny_prompts(), PATCHERS[patcher], max_rows=7)
-    masks = torch.cat([random_masks(4, len(fast.graph)), fast.graph.empty()[None], fast.graph.full()[None]])
+    masks = torch.cat([random_masks(4, len(fast.universe)), fast.universe.empty()[None], fast.universe.full()[None]])
     assert difference(fast.all_logits(masks), naive.all_logits(masks)) < TOLERANCE
 
 
@@ -145,7 +145,7 @@ def test_every_family_and_patcher(family, patcher):
 def test_other_dtypes(dtype, patcher):
     """bfloat16 has 8 bits of mantissa, so its kernels of other shapes round otherwise; float64 leaves only the rounding to float32."""
     fast, naive = engines(shared_model("llama", dtype=dtype), tiny_prompts(), PATCHERS[patcher], max_rows=9)
-    masks = random_masks(5, len(fast.graph))
+    masks = random_masks(5, len(fast.universe))
     allowed = {torch.bfloat16: 0.1, torch.float64: 1e-6}[dtype]
     assert difference(fast.all_logits(masks), naive.all_logits(masks)) < allowed
 
@@ -154,7 +154,7 @@ def test_other_dtypes(dtype, patcher):
 def test_sdpa_attention(family):
     model = tiny_model(family, attention="sdpa")
     fast, naive = engines(model, tiny_prompts(), Mean())
-    masks = random_masks(5, len(fast.graph))
+    masks = random_masks(5, len(fast.universe))
     assert difference(fast.all_logits(masks), naive.all_logits(masks)) < TOLERANCE
 
 
@@ -165,8 +165,8 @@ def test_conditional_means_under_a_base_that_was_never_scored(patcher, stride):
     model = shared_model("gpt2", 4)
     fast, naive = engines(model, tiny_prompts(), PATCHERS[patcher])
     fast._clean_lane.trunk.stride = stride
-    base = fast.graph.without(fast.graph.full(), ["a0.h0", "m1", "m2", "a3.h1"])
-    masks = torch.stack([base, fast.graph.without(base, ["m3"]), fast.graph.without(base, ["m0"])])
+    base = fast.universe.without(fast.universe.full(), ["a0.h0", "m1", "m2", "a3.h1"])
+    masks = torch.stack([base, fast.universe.without(base, ["m3"]), fast.universe.without(base, ["m0"])])
     assert difference(logits_of(fast, masks, base), naive.all_logits(masks)) < TOLERANCE
 
 
@@ -174,9 +174,9 @@ def test_conditional_means_after_what_was_held_is_dropped(monkeypatch):
     """The store of means is emptied when it is full; what is needed again is computed again."""
     monkeypatch.setattr("circuitkit.engine.packed.conditional._HELD", 3)
     fast, naive = engines(shared_model("gpt2", 4), tiny_prompts(), Mean("conditional"))
-    base = fast.graph.without(fast.graph.full(), ["a0.h0", "m0", "m1"])
+    base = fast.universe.without(fast.universe.full(), ["a0.h0", "m0", "m1"])
     for name in ("a1.h1", "m2", "a2.h0", "m3", "a3.h0", "a3.h1", "a0.h1"):
-        base = fast.graph.without(base, [name])
+        base = fast.universe.without(base, [name])
         assert difference(logits_of(fast, base[None], base), naive.all_logits(base[None])) < TOLERANCE
 
 
@@ -187,7 +187,7 @@ def test_conditional_means_with_a_patcher_that_reads_the_activation():
         needs = Needs("mean", "all", conditional=True)
 
     fast, naive = engines(shared_model("gpt2"), tiny_prompts(), HalfConditional())
-    masks = random_masks(4, len(fast.graph))
+    masks = random_masks(4, len(fast.universe))
     try:
         found = fast.all_logits(masks)
     except MeasurementError as error:
@@ -203,9 +203,9 @@ def test_stride_follows_the_free_memory(monkeypatch):
     monkeypatch.setattr("circuitkit.engine.packed.trunk.free_bytes", lambda device: a_layer / 0.3 * 2.5)
     fast, naive = engines(model, prompts, Mean())
     assert fast._clean_lane.trunk.stride == 2
-    base = fast.graph.full()
+    base = fast.universe.full()
     for layer in (3, 2, 1, 3, 0):
-        masks = torch.stack([fast.graph.without(base, [f"a{layer}.h0"]), fast.graph.without(base, [f"m{layer}"])])
+        masks = torch.stack([fast.universe.without(base, [f"a{layer}.h0"]), fast.universe.without(base, [f"m{layer}"])])
         assert difference(logits_of(fast, masks, base), naive.all_logits(masks)) < TOLERANCE
         base = masks[0]
     assert set(fast._clean_lane.trunk._resid) <= {0, 2}
@@ -214,7 +214,7 @@ def test_stride_follows_the_free_memory(monkeypatch):
 def test_two_calls_that_are_read_in_turn():
     """``passes`` gives its results bit by bit. A call made meanwhile moves what is held; the first must not go on from there unawares."""
     fast, naive = engines(shared_model("gpt2", 4), tiny_prompts(), Mean(), max_rows=6)
-    graph = fast.graph
+    graph = fast.universe
     base, other = graph.full(), graph.without(graph.full(), ["a0.h0", "m0"])
     masks = torch.stack([graph.without(base, [name]) for name in ("a3.h0", "m3", "a3.h1")])
     fast.clean_logits()
@@ -227,8 +227,8 @@ def test_two_calls_that_are_read_in_turn():
 
 def test_masks_and_base_of_the_caller_may_change_afterwards():
     fast, naive = engines(shared_model("gpt2"), tiny_prompts(), Mean())
-    base = fast.graph.without(fast.graph.full(), ["a0.h0"])
-    trial = fast.graph.without(base, ["m2"])
+    base = fast.universe.without(fast.universe.full(), ["a0.h0"])
+    trial = fast.universe.without(base, ["m2"])
     logits_of(fast, trial[None], base)
     base[:] = True
     assert difference(logits_of(fast, trial[None], None), naive.all_logits(trial[None])) < TOLERANCE
@@ -238,7 +238,7 @@ def test_the_scores_of_both_engines_and_their_baselines_agree():
     """Not only the logits: metric values, clean and patched baseline, percentages, and the slow path for close decisions."""
     model = shared_model("qwen2")
     fast, naive = engines(model, solvable_prompts(model), Mean(), max_rows=4)
-    masks = random_masks(4, len(fast.graph))
+    masks = random_masks(4, len(fast.universe))
     torch.testing.assert_close(fast.score(masks), naive.score(masks), rtol=0, atol=1e-5)
     torch.testing.assert_close(fast.baseline().clean, naive.baseline().clean, rtol=0, atol=1e-5)
     torch.testing.assert_close(fast.baseline().patched, naive.baseline().patched, rtol=0, atol=1e-5)
@@ -251,11 +251,11 @@ def test_a_broken_engine_is_noticed(monkeypatch):
     fast, naive = engines(shared_model("gpt2"), tiny_prompts(), Mean())
     tables = fast._collected.mlps
     tables[0], tables[1] = tables[1], tables[0]
-    masks = random_masks(3, len(fast.graph))
+    masks = random_masks(3, len(fast.universe))
     assert difference(fast.all_logits(masks), naive.all_logits(masks)) > 0.01
 
 
 def test_zero_needs_no_corrupt_run():
     fast, _ = engines(shared_model("gpt2"), tiny_prompts(), Zero())
-    fast.all_logits(fast.graph.empty()[None])
+    fast.all_logits(fast.universe.empty()[None])
     assert fast.work.corrupt_passes == 0

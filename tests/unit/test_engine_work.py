@@ -54,7 +54,7 @@ def test_the_corrupt_prompts_are_run_once_a_run(name):
 
 def test_the_corrupt_prompts_are_run_once_even_in_slices():
     engine = fast_engine(Mean(), max_rows=4)
-    engine.percent(random_masks(5, len(engine.graph)))
+    engine.percent(random_masks(5, len(engine.universe)))
     assert engine.work.corrupt_passes == 2  # prompts 0-3 and 4-5
     assert engine.work.corrupt_layer_rows == ALL
 
@@ -62,7 +62,7 @@ def test_the_corrupt_prompts_are_run_once_even_in_slices():
 def test_a_conditional_mean_is_taken_once_for_the_heads_that_it_depends_on():
     """m2's mean depends on the heads out in layers 0 to 2; scoring the same again, or with more heads out above, costs no corrupt pass."""
     engine = fast_engine(Mean("conditional"))
-    graph = engine.graph
+    graph = engine.universe
     engine.baseline()
     first = graph.without(graph.full(), ["a1.h0", "m2"])
     engine.score(first[None], graph.full())
@@ -78,7 +78,7 @@ def test_a_conditional_mean_below_all_removed_heads_is_the_plain_one():
     engine = fast_engine(Mean("conditional"))
     engine.baseline()
     before = engine.work.corrupt_passes
-    engine.score(engine.graph.without(engine.graph.full(), ["m0", "m1", "a2.h0", "a3.h1"])[None])
+    engine.score(engine.universe.without(engine.universe.full(), ["m0", "m1", "a2.h0", "a3.h1"])[None])
     assert engine.work.corrupt_passes == before
 
 
@@ -104,7 +104,7 @@ def test_a_knockout_map_starts_each_mask_at_its_own_layer():
 def test_a_knockout_map_of_a_circuit_reuses_the_circuits_run():
     """The circuit's own run is held as deep as that saves more than it costs; never worse than starting every mask at the first layer."""
     engine = fast_engine(Mean())
-    graph = engine.graph
+    graph = engine.universe
     engine.baseline()
     before = engine.work.layer_rows
     circuit = Circuit.of(graph, graph.without(graph.full(), ["a0.h0", "a3.h1"]))
@@ -145,7 +145,7 @@ def test_a_forward_sweep_goes_on_from_the_last_decision():
 
 def test_the_same_call_again_costs_the_same_and_a_deeper_one_less():
     engine = fast_engine(Mean())
-    graph = engine.graph
+    graph = engine.universe
     engine.baseline()
     costs = []
     for name in ("a1.h0", "a1.h0", "m3", "a0.h0"):
@@ -159,7 +159,7 @@ def test_the_same_call_again_costs_the_same_and_a_deeper_one_less():
 def test_packing_fills_passes(max_rows, passes):
     """Six masks of the same layer x 6 prompts; rows a pass at most as asked."""
     engine = fast_engine(Zero(), max_rows=max_rows)
-    graph = engine.graph
+    graph = engine.universe
     masks = torch.stack([graph.without(graph.full(), [f"a0.h{i % 2}", f"a{1 + i // 2}.h0"]) for i in range(6)])
     engine.clean_logits()
     rows = []
@@ -193,9 +193,9 @@ def test_positions_that_no_replacement_changes_are_computed_once(patcher, saves)
     for same in (0, 3):
         fast, naive = engines(shared_model("gpt2", LAYERS, HEADS), tiny_prompts(N, POS, same=same), PATCHERS[patcher])
         fast.clean_logits()
-        mask = fast.graph.without(fast.graph.full(), ["a1.h0", "a2.h1"])[None]
-        logits_of(fast, mask, fast.graph.full())
-        costs.append(flops(lambda fast=fast, mask=mask: logits_of(fast, mask, fast.graph.full())))
+        mask = fast.universe.without(fast.universe.full(), ["a1.h0", "a2.h1"])[None]
+        logits_of(fast, mask, fast.universe.full())
+        costs.append(flops(lambda fast=fast, mask=mask: logits_of(fast, mask, fast.universe.full())))
     assert (costs[1] < 0.6 * costs[0]) if saves else (costs[1] == costs[0])
 
 
@@ -230,7 +230,7 @@ def unembed(rows: int) -> int:
 def counted_engine(patcher, **settings) -> PackedEngine:
     """An engine whose corrupt run is made."""
     engine = fast_engine(patcher, **settings)
-    engine.all_logits(engine.graph.full()[None])
+    engine.all_logits(engine.universe.full()[None])
     return engine
 
 
@@ -248,21 +248,21 @@ def test_the_untouched_model_is_computed_once_and_unembedded_at_the_last_positio
 @pytest.mark.parametrize("patcher", [Zero(), Mean(), Mean(pool="group"), Resample()])
 def test_nothing_but_the_unembedding_is_computed_when_everything_is_replaced(patcher):
     engine = counted_engine(patcher)
-    masks = engine.graph.empty()[None]
+    masks = engine.universe.empty()[None]
     engine.all_logits(masks)  # the replaced attentions' outputs are made once and kept
     assert flops(lambda: engine.all_logits(masks)) == unembed(N)
 
 
 def test_replaced_attention_outputs_are_projected_once_a_run():
     engine = counted_engine(Mean())
-    masks = engine.graph.empty()[None]
+    masks = engine.universe.empty()[None]
     # One mean a layer, for all prompts; the entry layer's too.
     assert flops(lambda: engine.all_logits(masks)) == unembed(N) + LAYERS * mm(POS, D, D)
 
 
 def test_a_dead_attention_is_not_computed():
     engine = counted_engine(Zero())
-    graph = engine.graph
+    graph = engine.universe
     mask = graph.without(graph.full(), ["a0.h0", "a1.h0", "a1.h1"])
     engine.all_logits(mask[None])
     # Layer 0's heads are held from the run before, so of its attention only the output projection is computed.
@@ -272,7 +272,7 @@ def test_a_dead_attention_is_not_computed():
 
 def test_a_dead_mlp_is_not_computed():
     engine = counted_engine(Zero())
-    graph = engine.graph
+    graph = engine.universe
     mask = graph.without(graph.full(), ["a0.h0", "m1", "m2"])
     expected = full_model(N) - (attention(N) - mm(N * POS, D, D)) - 2 * mlp(N)
     assert flops(lambda: engine.all_logits(mask[None])) == expected
@@ -281,7 +281,7 @@ def test_a_dead_mlp_is_not_computed():
 def test_a_dead_mlp_of_the_entry_layer_is_not_computed_for_another_mask_that_keeps_it():
     """Two masks that start at the same layer, one without its MLP: the MLP is computed for one of them only."""
     engine = counted_engine(Zero())
-    graph = engine.graph
+    graph = engine.universe
     masks = torch.stack([graph.without(graph.full(), [name]) for name in ("a2.h0", "m2")])
     one = attention(N) + mlp(N)  # a whole layer for one mask
     last = attention(N) - mm(N * POS, D, D) + mm(N, D, D) + mlp(N, 1) + unembed(N)
@@ -292,7 +292,7 @@ def test_a_dead_mlp_of_the_entry_layer_is_not_computed_for_another_mask_that_kee
 
 def test_two_masks_in_a_pass_cost_twice_one():
     engine = counted_engine(Zero())
-    graph = engine.graph
+    graph = engine.universe
     masks = torch.stack([graph.without(graph.full(), ["a0.h0"]), graph.without(graph.full(), ["a0.h1"])])
     both, one = (flops(lambda part=part: engine.all_logits(part)) for part in (masks, masks[:1]))
     assert both == 2 * one
@@ -301,7 +301,7 @@ def test_two_masks_in_a_pass_cost_twice_one():
 def test_a_patcher_that_reads_the_activation_has_everything_computed():
     """Nothing may be skipped, because the replacement depends on what would have been computed."""
     engine = counted_engine(PATCHERS["flipped"])
-    empty = engine.graph.empty()[None]
+    empty = engine.universe.empty()[None]
     whole = LAYERS * (attention(N) + mlp(N)) + unembed(N)
     # But what is held of layer 0 from the run before is still good.
     assert flops(lambda: engine.all_logits(empty)) == whole - (attention(N) - mm(N * POS, D, D))
@@ -317,6 +317,6 @@ def test_all_positions_are_unembedded_only_by_the_naive_path():
     """The comparison itself: it does what the fast path must not."""
     model = tiny_model("gpt2", n_layers=LAYERS)
     fast, naive = engines(model, tiny_prompts(N, POS), Zero())
-    mask = fast.graph.full()[None]
+    mask = fast.universe.full()[None]
     assert flops(lambda: naive.all_logits(mask)) == LAYERS * (attention(N) + mlp(N)) + N * POS * 2 * D * VOCAB
     assert flops(lambda: logits_of(fast, mask)) < flops(lambda: naive.all_logits(mask))

@@ -13,8 +13,9 @@ from models_for_tests import engines, linear_llama, shared_model, solvable_promp
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, PromptError
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Graph, Level, Node
+from circuitkit.core.node import Level, Node
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.universe import Universe
 from circuitkit.engine.base import Baseline
 from circuitkit.evaluation import SearchRun, cross_task, evaluate, overlap, stability
 from circuitkit.evaluation import solvable_prompts as draw_solvable
@@ -137,7 +138,7 @@ def test_bootstrap_refuses(wrong):
 
 def test_chance_overlap_is_that_of_all_pairs_of_sets():
     """Two layers of two heads: every set of two heads and one MLP against a given one."""
-    graph = Graph(2, 2)
+    graph = Universe.of_nodes(2, 2)
     heads, mlps = [n for n in graph if n.head is not None], [n for n in graph if n.head is None]
     a = Circuit((*heads[:2], mlps[0]), 2, 2)
     every = [Circuit((*chosen, mlp), 2, 2) for chosen, mlp in product(combinations(heads, 2), mlps)]
@@ -150,7 +151,7 @@ def test_chance_overlap_is_that_of_all_pairs_of_sets():
 
 
 def test_chance_overlap_of_other_sizes():
-    graph = Graph(2, 3)
+    graph = Universe.of_nodes(2, 3)
     heads, mlps = [n for n in graph if n.head is not None], [n for n in graph if n.head is None]
     a, b = Circuit((*heads[:4], *mlps), 2, 3), Circuit((*heads[2:5], mlps[1]), 2, 3)
     drawn = [Circuit((*chosen, mlp), 2, 3) for chosen, mlp in product(combinations(heads, 3), mlps)]
@@ -197,7 +198,7 @@ def test_comparison_refuses():
 
 
 def test_random_sets_have_the_size_and_avoid_what_they_can():
-    graph, like = Graph(3, 4), circuit_of("a0.h0", "a1.h1", "m0", "m1", n_layers=3, n_heads=4)
+    graph, like = Universe.of_nodes(3, 4), circuit_of("a0.h0", "a1.h1", "m0", "m1", n_layers=3, n_heads=4)
     sets = random_sets(graph, like, draws=50, seed=0, avoid=like.nodes)
     for nodes in sets:
         drawn = Circuit(nodes, 3, 4)
@@ -324,7 +325,7 @@ def test_cross_task_by_hand(by_hand):
 def test_cross_task_agrees_with_the_engine(tiny, tiny_circuit):
     body = cross_task([("t", tiny)], {"mine": tiny_circuit}, draws=0).body
     assert (body["circuits"], body["controls"]) == (["mine"], [])
-    assert body["percent"][0][0]["value"] == pytest.approx(tiny.percent(tiny_circuit.mask(tiny.graph)[None]).item(), abs=1e-3)
+    assert body["percent"][0][0]["value"] == pytest.approx(tiny.percent(tiny_circuit.mask(tiny.universe)[None]).item(), abs=1e-3)
     json.dumps(body, allow_nan=False)
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import CircuitError, PromptError, UserError
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.tasks import FromFile
 

@@ -7,7 +7,7 @@ import torch
 from models_for_tests import FAMILIES, PATCHERS, VOCAB, random_masks, same_state, shared_model, state_of, tiny_model, tiny_prompts
 
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.graph import Kind
+from circuitkit.core.node import Kind
 from circuitkit.evaluation.generation import generate
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Mean, Resample, Zero
@@ -18,7 +18,7 @@ PLAIN = ("zero", "resample", "mean_all", "mean_group", "halfway", "flipped")
 
 def by_hand(model, prompts, mask, patcher, new=NEW):
     """One mask and one prompt at a time, no cache, plain hooks: returns tokens a prompt and the smallest lead of a chosen token."""
-    removed = [node for node, kept in zip(model.graph.nodes, mask.tolist(), strict=True) if not kept]
+    removed = [node for node, kept in zip(model.universe.nodes, mask.tolist(), strict=True) if not kept]
     corrupt = {node: act for node, act in recorded(model, prompts.corrupt).items() if node in removed}
     rows, lead = [], float("inf")
     for row in range(len(prompts)):
@@ -56,7 +56,7 @@ def recorded(model, ids):
 
         return hook
 
-    for node in model.graph.nodes:
+    for node in model.universe.nodes:
         if node.kind is Kind.HEAD:
             handles.append(model.module(node.layer, "out_proj").register_forward_pre_hook(keep(node)))
         else:
@@ -108,7 +108,7 @@ def lists(found):
 def test_as_by_hand_with_and_without_cache(family, patcher):
     """Every family, grouped key/value heads and Gemma's among them; masks of heads and MLPs."""
     model, patcher, prompts = shared_model(family), PATCHERS[patcher], tiny_prompts(4, 4, seed=3)
-    masks = torch.cat([model.graph.full()[None], random_masks(2, len(model.graph), seed=len(family))])
+    masks = torch.cat([model.universe.full()[None], random_masks(2, len(model.universe), seed=len(family))])
     by_mask = [by_hand(model, prompts, mask, patcher) for mask in masks]
     assert min(lead for _, lead in by_mask) > 1e-4, "a tie, which rounding may turn: choose another seed"
     expected = [rows for rows, _ in by_mask]
@@ -121,7 +121,7 @@ def test_as_by_hand_with_and_without_cache(family, patcher):
 def test_a_sliding_window_that_prompts_outgrow():
     model, prompts = tiny_model("mistral"), tiny_prompts(4, 6)
     model.hf.config.sliding_window = 4
-    masks = random_masks(3, len(model.graph))
+    masks = random_masks(3, len(model.universe))
     found = [lists(generate(model, prompts.clean, masks, Zero(), max_new_tokens=NEW, use_cache=cache)) for cache in (True, False)]
     assert found[0] == found[1] == [by_hand(model, prompts, mask, Zero())[0] for mask in masks]
     model.hf.config.sliding_window = None
@@ -131,7 +131,7 @@ def test_a_sliding_window_that_prompts_outgrow():
 def test_as_transformers_generates():
     """Nothing removed: the greedy generation of transformers itself, end of text included."""
     model, prompts = shared_model("llama"), tiny_prompts(12, 4)
-    found = generate(model, prompts.clean, model.graph.full()[None], Zero(), max_new_tokens=10)
+    found = generate(model, prompts.clean, model.universe.full()[None], Zero(), max_new_tokens=10)
     seen = torch.ones_like(prompts.clean)
     theirs = model.hf.generate(prompts.clean, attention_mask=seen, do_sample=False, max_new_tokens=10, pad_token_id=0)[:, 4:]
     assert torch.equal(found.tokens[0].clamp(min=0), torch.nn.functional.pad(theirs, (0, 10 - theirs.shape[1])))
@@ -142,7 +142,7 @@ def test_as_transformers_generates():
 @pytest.mark.parametrize("max_rows", [1, 5, None])
 def test_rows_may_be_packed_in_any_way(max_rows):
     model, prompts = shared_model("qwen2"), tiny_prompts(4, 5)
-    masks = random_masks(3, len(model.graph), seed=1)
+    masks = random_masks(3, len(model.universe), seed=1)
     expected = lists(generate(model, prompts.clean, masks, Resample(), prompts.corrupt, max_new_tokens=3))
     assert lists(generate(model, prompts.clean, masks, Resample(), prompts.corrupt, max_new_tokens=3, max_rows=max_rows)) == expected
 
@@ -150,7 +150,7 @@ def test_rows_may_be_packed_in_any_way(max_rows):
 @pytest.mark.parametrize("patcher", [Zero(), Mean()])
 def test_passes_that_do_not_fit_are_halved(patcher, monkeypatch):
     model, prompts = shared_model("gpt2"), tiny_prompts(6, 5)
-    masks = random_masks(3, len(model.graph), seed=1)
+    masks = random_masks(3, len(model.universe), seed=1)
     expected = lists(generate(model, prompts.clean, masks, patcher, prompts.corrupt, max_new_tokens=3))
     whole, sizes = HookedModel.run, []
 
@@ -172,7 +172,7 @@ def test_the_end_of_text_ends_a_row_and_all_of_them_a_pass(monkeypatch):
         model.hf.transformer.ln_f.bias.copy_(model.hf.lm_head.weight[0] * 100)  # token 0, the end, is always the likeliest
     calls, whole = [], HookedModel.run
     monkeypatch.setattr(HookedModel, "run", lambda self, ids, *args, **kwargs: calls.append(1) or whole(self, ids, *args, **kwargs))
-    found = generate(model, tiny_prompts(3, 4).clean, random_masks(2, len(model.graph)), Zero(), max_new_tokens=6)
+    found = generate(model, tiny_prompts(3, 4).clean, random_masks(2, len(model.universe)), Zero(), max_new_tokens=6)
     assert found.ended.all() and (found.tokens == -1).all() and len(calls) == 1
     assert found.text(0, 0, str, 6) == "[]"
 
@@ -181,7 +181,7 @@ def test_rows_that_have_ended_are_computed_no_further(monkeypatch):
     model, prompts = shared_model("llama"), tiny_prompts(12, 4)
     sizes, whole = [], HookedModel.run
     monkeypatch.setattr(HookedModel, "run", lambda self, ids, *args, **kwargs: sizes.append(len(ids)) or whole(self, ids, *args, **kwargs))
-    found = generate(model, prompts.clean, random_masks(2, len(model.graph)), Zero(), max_new_tokens=10)
+    found = generate(model, prompts.clean, random_masks(2, len(model.universe)), Zero(), max_new_tokens=10)
     assert sizes[0] == 24 and sizes[1:] == [int((found.tokens[..., new] >= 0).sum()) for new in range(9)]
     assert sizes[-1] < 24, "none ended, so the test shows nothing"
 
@@ -189,7 +189,7 @@ def test_rows_that_have_ended_are_computed_no_further(monkeypatch):
 def test_the_model_is_left_as_it_was():
     model, prompts = tiny_model("llama"), tiny_prompts(3, 4)
     before = state_of(model)
-    generate(model, prompts.clean, random_masks(2, len(model.graph)), Mean(), prompts.corrupt, max_new_tokens=3)
+    generate(model, prompts.clean, random_masks(2, len(model.universe)), Mean(), prompts.corrupt, max_new_tokens=3)
     assert same_state(before, state_of(model))
 
 
@@ -207,11 +207,11 @@ def test_what_is_refused(patcher, corrupt, new, sentence):
     model = shared_model("gpt2")  # 16 positions
     ids = torch.randint(1, VOCAB, (2, 4), generator=torch.Generator().manual_seed(0))
     with pytest.raises(MeasurementError, match=sentence):
-        generate(model, ids, model.graph.empty()[None], patcher, corrupt, max_new_tokens=new)
+        generate(model, ids, model.universe.empty()[None], patcher, corrupt, max_new_tokens=new)
 
 
 def test_the_last_position_fits():
     model = shared_model("gpt2")
     ids = torch.ones(1, 4, dtype=torch.long)
     for cache in (True, False):
-        assert generate(model, ids, model.graph.empty()[None], Zero(), max_new_tokens=13, use_cache=cache).tokens.shape == (1, 1, 13)
+        assert generate(model, ids, model.universe.empty()[None], Zero(), max_new_tokens=13, use_cache=cache).tokens.shape == (1, 1, 13)

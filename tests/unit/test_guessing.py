@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitkit.core.edge_graph import EdgeGraph
-from circuitkit.core.graph import Graph, Node
+from circuitkit.core.node import Node
 from circuitkit.core.records import Step
+from circuitkit.core.universe import EdgeUniverse, Universe
 from circuitkit.methods.guessing import Decision, Guesser
 
-NODES = Graph(3, 2)
-EDGES = EdgeGraph(tuple(Node.parse(name) for name in ("a0.h0", "m0", "m1")), parallel=False)
+NODES = Universe.of_nodes(3, 2)
+EDGES = EdgeUniverse(tuple(Node.parse(name) for name in ("a0.h0", "m0", "m1")), parallel=False)
 
 
 def search(graph, weights, threshold, guesser, history=()):

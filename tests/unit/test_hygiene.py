@@ -22,8 +22,8 @@ from models_for_tests import (
 )
 
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.universe import Universe
 from circuitkit.engine.base import Baseline
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
@@ -65,7 +65,7 @@ def test_after_a_module_that_raises_half_way(family, engine_class, part):
     """The very exception comes out, and the next scores are right."""
     model = tiny_model(family, n_layers=4)
     engine, naive = engine_class(model, tiny_prompts(), Mean(), LogitDiff()), ReferenceEngine(model, tiny_prompts(), Mean(), LogitDiff())
-    masks = random_masks(5, len(model.graph))
+    masks = random_masks(5, len(model.universe))
     expected = naive.all_logits(masks)
     before, error = state_of(model), ModuleBroke("half-way")
     with failing(model.module(2, part), error), pytest.raises(ModuleBroke) as caught:
@@ -89,7 +89,7 @@ def test_after_a_patcher_that_raises():
         before = state_of(model)
         for engine in engines(model, tiny_prompts(), patcher):
             with pytest.raises(ModuleBroke):
-                engine.all_logits(model.graph.empty()[None])
+                engine.all_logits(model.universe.empty()[None])
             assert same_state(before, state_of(model))
 
 
@@ -106,10 +106,10 @@ def test_gradients_stay_as_the_caller_had_them():
     model = tiny_model("gpt2")
     fast, _ = engines(model, tiny_prompts(), Mean())
     with torch.enable_grad():
-        assert not fast.all_logits(fast.graph.empty()[None]).requires_grad
+        assert not fast.all_logits(fast.universe.empty()[None]).requires_grad
         assert torch.is_grad_enabled()
     with torch.no_grad():
-        fast.all_logits(fast.graph.full()[None])
+        fast.all_logits(fast.universe.full()[None])
         assert not torch.is_grad_enabled()
 
 
@@ -136,7 +136,7 @@ def test_passes_that_do_not_fit_are_halved(kind, patcher, monkeypatch):
     """Only 5 rows fit, which nobody knows beforehand: corrupt run, trunk and scores all get there, with the same results."""
     model = tiny_model("gpt2")
     fast, naive = engines(model, tiny_prompts(7), PATCHERS[patcher], max_rows=21)
-    masks = random_masks(6, len(fast.graph))
+    masks = random_masks(6, len(fast.universe))
     expected = naive.all_logits(masks)
     rows = failing_runs(model, OUT_OF_MEMORY[kind], lambda call, n: n > 5, monkeypatch)
     assert difference(fast.all_logits(masks), expected) < 1e-5
@@ -149,7 +149,7 @@ def test_passes_that_do_not_fit_are_halved(kind, patcher, monkeypatch):
 def test_memory_that_runs_out_at_random(seed, patcher, monkeypatch):
     model = tiny_model("llama", n_layers=4)
     fast, naive = engines(model, tiny_prompts(7), PATCHERS[patcher], max_rows=64)
-    batches = [random_masks(5, len(fast.graph), seed=seed + i) for i in range(3)]
+    batches = [random_masks(5, len(fast.universe), seed=seed + i) for i in range(3)]
     expected = [naive.all_logits(masks) for masks in batches]
     generator = torch.Generator().manual_seed(seed)
     errors = [0]
@@ -169,7 +169,7 @@ def test_memory_that_runs_out_inside_of_a_pass():
     """In the middle of the model, as it really happens; nothing half-done is kept."""
     model = tiny_model("gpt2", n_layers=4)
     fast, naive = engines(model, tiny_prompts(), Mean(), max_rows=12)
-    masks = random_masks(4, len(fast.graph))
+    masks = random_masks(4, len(fast.universe))
     before = state_of(model)
     with failing(model.module(2, "mlp"), OUT_OF_MEMORY["cuda"], times=2):
         found = fast.all_logits(masks)
@@ -261,7 +261,7 @@ def test_a_model_that_answers_wrong_is_refused_by_the_engine():
     swapped = PromptSet(right.clean, right.corrupt, right.wrongs, right.answers, right.groups, right.group_names)
     for engine in engines(model, swapped, Mean()):
         with pytest.raises(MeasurementError, match="The model cannot do this task on these prompts"):
-            engine.percent(engine.graph.full()[None])
+            engine.percent(engine.universe.full()[None])
 
 
 @pytest.mark.parametrize("patcher", [Mean(), Mean(pool="group"), Resample()], ids=["mean", "group", "resample"])
@@ -331,12 +331,12 @@ def test_a_base_that_is_no_mask(base):
     fast, naive = engines(tiny_model("gpt2"), solvable_prompts(tiny_model("gpt2")), Mean())
     for engine in (fast, naive):
         with pytest.raises(MeasurementError, match="base"):
-            engine.score(engine.graph.full()[None], base)
+            engine.score(engine.universe.full()[None], base)
 
 
 def test_positions_that_contradict_each_other():
     with pytest.raises(MeasurementError, match="'last' and '4' are both token 4 in prompts of group 'g0'"):
-        engines(tiny_model("gpt2"), tiny_prompts(n_pos=5), Mean(), Graph(3, 2, ("last", "4")))
+        engines(tiny_model("gpt2"), tiny_prompts(n_pos=5), Mean(), Universe.of_nodes(3, 2, ("last", "4")))
 
 
 def test_a_planted_model_passes_the_self_check():

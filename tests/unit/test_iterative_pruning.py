@@ -20,8 +20,8 @@ from models_for_tests import (
 )
 
 from circuitkit.core.errors import CircuitError, ConfigError
-from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.universe import Universe
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.methods import IterativePruning
@@ -127,7 +127,7 @@ def by_the_book(engine: ReferenceEngine, threshold: float, order: str, keep=(), 
             for name in [f"m{layer}", *heads] if backward else [*heads, f"m{layer}"]:
                 if name not in inside or name in keep:
                     continue
-                score = engine.percent(engine.graph.mask(inside - {name})[None]).item()
+                score = engine.percent(engine.universe.mask(inside - {name})[None]).item()
                 removed = 100 - score < 100 * (1 - threshold)
                 log.append((name, not removed, score))
                 if removed:
@@ -191,7 +191,7 @@ def test_a_metric_where_less_is_better(metric):
     prompts = solvable_prompts(model, 4, 4)
     circuit, steps = pruned(PackedEngine(model, prompts, Mean(), metric), threshold=0.7)
     naive = ReferenceEngine(model, prompts, Mean(), metric)
-    assert naive.percent(circuit.mask(naive.graph)[None]).item() > 70
+    assert naive.percent(circuit.mask(naive.universe)[None]).item() > 70
     for step in steps:
         assert step.kept == (not step.score > 70)
 
@@ -200,10 +200,10 @@ def test_a_metric_where_less_is_better(metric):
 
 
 def test_candidates_in_order():
-    graph = Graph(2, 2)
+    graph = Universe.of_nodes(2, 2)
     assert [str(node) for node in candidates_in(graph, "backward")] == ["m1", "a1.h0", "a1.h1", "m0", "a0.h0", "a0.h1"]
     assert [str(node) for node in candidates_in(graph, "forward")] == ["a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
-    spans = Graph(1, 1, ("S1", "last"))
+    spans = Universe.of_nodes(1, 1, ("S1", "last"))
     assert [str(node) for node in candidates_in(spans, "backward")] == ["m0@S1", "m0@last", "a0.h0@S1", "a0.h0@last"]
 
 
@@ -228,7 +228,7 @@ def test_one_name_to_keep_may_be_given_as_text():
 
 def test_everything_kept():
     engine = half_and_half()
-    circuit, steps = pruned(engine, keep=[str(node) for node in engine.graph])
+    circuit, steps = pruned(engine, keep=[str(node) for node in engine.universe])
     assert len(circuit) == 6 and circuit.score == 100.0 and steps == []
 
 
@@ -276,6 +276,6 @@ def test_keeping_what_is_not_there():
 def test_zero_ablation_of_a_search_over_positions():
     """The unit is a component at a position: only the last one of the first head matters here, and both earlier tokens for nothing."""
     engine = half_and_half()
-    spans = PackedEngine(engine.model, engine.prompts, Zero(), LogitDiff(), Graph(3, 1, ("0", "last")))
+    spans = PackedEngine(engine.model, engine.prompts, Zero(), LogitDiff(), Universe.of_nodes(3, 1, ("0", "last")))
     circuit, _ = pruned(spans, threshold=0.6)
     assert circuit.names == ("a0.h0@last",)

@@ -8,8 +8,8 @@ import pytest
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError
-from circuitkit.core.graph import Node
 from circuitkit.core.literature import PublishedCircuit, fitted, read
+from circuitkit.core.node import Node
 
 
 def written(folder, body):

@@ -8,7 +8,7 @@ from models_for_tests import PLANTED, engines, linear_llama, planted_model, plan
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import CircuitError, ConfigError
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.methods import Knockout, RandomCircuit
 from circuitkit.patchers import Mean, Zero
@@ -62,7 +62,7 @@ def test_knockouts_agree_with_the_naive_path():
     model = shared_model("mistral", 3, 3)
     prompts = solvable_prompts(model, 5, 4)
     fast, naive = (scored(Knockout(), engine)[0].values for engine in engines(model, prompts, Mean("conditional")))
-    assert fast == pytest.approx(naive, abs=1e-3) and list(fast) == [str(node) for node in model.graph]
+    assert fast == pytest.approx(naive, abs=1e-3) and list(fast) == [str(node) for node in model.universe]
 
 
 def test_a_circuit_of_another_model(parts):
@@ -87,7 +87,7 @@ def test_random_circuits_have_the_size_that_was_asked_for():
     assert list(scores.values) == list(members) == [f"draw{order}" for order in range(12)]
     for name, drawn in members.items():
         assert len(set(drawn)) == 6 and sum(node.startswith("a") for node in drawn) == 4
-        assert scores.values[name] == pytest.approx(naive.percent(naive.graph.mask(drawn)[None]).item(), abs=1e-3)
+        assert scores.values[name] == pytest.approx(naive.percent(naive.universe.mask(drawn)[None]).item(), abs=1e-3)
     assert len({tuple(drawn) for drawn in members.values()}) > 6
     assert all(step.size == 6 for step in steps)
 

@@ -7,8 +7,8 @@ import torch
 import transformers
 from models_for_tests import engines, linear_llama, wire_head, wire_mlp
 
-from circuitkit.core.graph import Graph
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.universe import Universe
 from circuitkit.engine.proof.quick import quick_check
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Mean, Resample, Zero
@@ -78,7 +78,7 @@ PATCHERS = {
 @pytest.mark.parametrize(("name", "removed"), sorted(EXPECTED))
 def test_logit_differences(model, name, removed, which):
     engine = engines(model, PROMPTS, PATCHERS[name])[which]
-    mask = engine.graph.without(engine.graph.full(), removed.split())
+    mask = engine.universe.without(engine.universe.full(), removed.split())
     torch.testing.assert_close(engine.score(mask[None])[0], torch.tensor(EXPECTED[name, removed]), rtol=0, atol=1e-4)
 
 
@@ -94,7 +94,7 @@ def test_whole_logits(model, which):
 def test_scores_are_ratios_of_means(model, which):
     """(87 + 43) / (131 + 65) = 66.33 %. The mean of the two ratios would be 66.28 %."""
     engine = engines(model, PROMPTS, Zero())[which]
-    graph = engine.graph
+    graph = engine.universe
     masks = torch.stack([graph.full(), graph.without(graph.full(), ["a0.h0"]), graph.empty()])
     expected = torch.tensor([100.0, 100 * 130 / 196, -100 * 2 / 196], dtype=torch.float64)
     torch.testing.assert_close(engine.percent(masks), expected, rtol=0, atol=1e-5)
@@ -103,7 +103,7 @@ def test_scores_are_ratios_of_means(model, which):
 @pytest.mark.parametrize("name", sorted(PATCHERS))
 def test_all_kept_is_exactly_100_percent(model, name):
     for engine in engines(model, PROMPTS, PATCHERS[name]):
-        assert engine.percent(engine.graph.full()[None]).tolist() == [100.0]
+        assert engine.percent(engine.universe.full()[None]).tolist() == [100.0]
 
 
 def test_the_empty_circuit_is_the_corrupt_mean_run(model):
@@ -112,7 +112,7 @@ def test_the_empty_circuit_is_the_corrupt_mean_run(model):
     assert fast.baseline().patched.tolist() == naive.baseline().patched.tolist() == [65.0, 65.0]
     fast, _ = engines(model, PROMPTS, Resample())
     corrupt = model.hf(PROMPTS.corrupt).logits[:, -1]
-    torch.testing.assert_close(fast.all_logits(fast.graph.empty()[None])[0], corrupt, rtol=0, atol=1e-4)
+    torch.testing.assert_close(fast.all_logits(fast.universe.empty()[None])[0], corrupt, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
@@ -128,8 +128,8 @@ def test_the_empty_circuit_is_the_corrupt_mean_run(model):
     ],
 )
 def test_single_positions(model, removed, expected, which):
-    engine = engines(model, PROMPTS, Zero(), Graph(1, 2, ("0", "last")))[which]
-    mask = engine.graph.without(engine.graph.full(), removed.split())
+    engine = engines(model, PROMPTS, Zero(), Universe.of_nodes(1, 2, ("0", "last")))[which]
+    mask = engine.universe.without(engine.universe.full(), removed.split())
     torch.testing.assert_close(engine.score(mask[None])[0], torch.tensor(expected), rtol=0, atol=1e-4)
 
 
@@ -158,7 +158,7 @@ def test_conditional_means_differ_where_the_mlp_is_not_linear(means, removed, ex
         gate[0, 0], gate[0, 2] = 0.0, 1.0  # it adds the square of dimension 2
         model.hf.lm_head.weight[1, 2] = model.hf.lm_head.weight[1, 3] = model.hf.lm_head.weight[2, 0] = 1.0
     engine = engines(model, PROMPTS, Mean(means))[which]
-    mask = engine.graph.without(engine.graph.full(), removed.split())
+    mask = engine.universe.without(engine.universe.full(), removed.split())
     torch.testing.assert_close(engine.score(mask[None])[0], torch.tensor(expected), rtol=0, atol=1e-4)
 
 
@@ -188,8 +188,8 @@ def test_positions_that_a_later_layer_reads(removed, expected, which):
         model.hf.lm_head.weight[1, 3] = 1.0
     one = torch.tensor([1])
     prompts = PromptSet(torch.tensor([[4, 8, 6]]), torch.tensor([[0, 0, 0]]), one, one + 1, one - 1)
-    engine = engines(model, prompts, Zero(), Graph(2, 1, ("0", "last")))[which]
-    mask = engine.graph.without(engine.graph.full(), removed.split())
+    engine = engines(model, prompts, Zero(), Universe.of_nodes(2, 1, ("0", "last")))[which]
+    mask = engine.universe.without(engine.universe.full(), removed.split())
     assert engine.score(mask[None]).item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -245,7 +245,7 @@ def test_gpt2_by_hand(gpt2, patcher, removed, expected, which):
     one = torch.tensor([1])
     prompts = PromptSet(torch.tensor([[7, 3, 2]]), torch.tensor([[2, 1, 0]]), one, one + 1, one - 1)
     engine = engines(gpt2, prompts, patcher)[which]
-    mask = engine.graph.without(engine.graph.full(), removed.split())
+    mask = engine.universe.without(engine.universe.full(), removed.split())
     assert engine.score(mask[None]).item() == pytest.approx(expected, abs=1e-4)
 
 

@@ -9,7 +9,7 @@ import torch
 from models_for_tests import random_masks, solvable_prompts, tiny_model, tiny_prompts
 
 from circuitkit.core.errors import ConfigError, MeasurementError
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.base import Baseline
 from circuitkit.engine.oracle.nodes import ReferenceEngine
@@ -173,7 +173,7 @@ def test_a_metric_that_compares_gets_the_untouched_model_whatever_is_scored_firs
     """Clean logits are first needed in the middle of a score, where a pass under hooks could give them."""
     model = tiny_model("llama")
     prompts = solvable_prompts(model, n=5)
-    masks = random_masks(3, len(model.graph))
+    masks = random_masks(3, len(model.universe))
     with torch.no_grad():
         clean = model.hf(prompts.clean).logits[:, -1].float()
 
@@ -193,5 +193,5 @@ def test_no_hook_is_left_while_the_naive_engine_hands_out_logits():
     prompts = solvable_prompts(model, n=4)
     with torch.no_grad():
         clean = model.hf(prompts.clean).logits
-        for _ in ReferenceEngine(model, prompts, Mean(), LogitDiff()).passes(model.graph.empty()[None]):
+        for _ in ReferenceEngine(model, prompts, Mean(), LogitDiff()).passes(model.universe.empty()[None]):
             assert torch.equal(model.hf(prompts.clean).logits, clean)

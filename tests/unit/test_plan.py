@@ -22,9 +22,7 @@ CONFIGS = {
     "gpt2": (GPT2LMHeadModel, GPT2Config(n_layer=3, n_head=4, n_embd=32, vocab_size=60, bos_token_id=0, eos_token_id=0)),
     "llama": (
         LlamaForCausalLM,
-        LlamaConfig(
-            num_hidden_layers=3, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, vocab_size=60
-        ),
+        LlamaConfig(num_hidden_layers=3, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, vocab_size=60),
     ),
 }
 
@@ -65,7 +63,7 @@ def test_dry_run_makes_the_passes_of_the_real_one(family, patcher, max_rows):
 def test_dry_run_makes_the_passes_of_a_real_edge_stage(family, max_rows):
     real, shape = models(family)
     prompts = prompt_set(real)
-    circuit = Circuit.of(real.graph, torch.arange(len(real.graph)) % 3 > 0, model=family)
+    circuit = Circuit.of(real.universe, torch.arange(len(real.universe)) % 3 > 0, model=family)
     method = EdgePruning(circuit, threshold=1e-6)  # far from any score, so that the real run asks no oracle
     work, steps = [], []
     for kind, model in ((PackedEngine, real), (DryEngine, shape)):

@@ -10,7 +10,8 @@ import torch
 from models_for_tests import PATCHERS, hook_counts, tiny_model, tiny_prompts
 
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.graph import Graph, Kind
+from circuitkit.core.node import Kind
+from circuitkit.core.universe import Universe
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.engine.proof.quick import quick_check, rebuilt
@@ -31,7 +32,7 @@ def test_what_is_right_passes(dtype, engine, spans, caplog):
     model = tiny_model("gpt_neox", dtype=dtype)
     before = hook_counts(model)
     with caplog.at_level(logging.INFO):
-        check(model, patcher=Mean("conditional"), engine=engine, graph=Graph(3, 2, spans))
+        check(model, patcher=Mean("conditional"), engine=engine, graph=Universe.of_nodes(3, 2, spans))
     assert "Self-check: the engine agrees with the naive path" in caplog.text
     assert hook_counts(model) == before
 
@@ -61,12 +62,12 @@ class IgnoresMasks(PackedEngine):
 
 class OneLayerOff(PackedEngine):
     def passes(self, masks, base=None):
-        return super().passes(masks.roll(len(self.graph) // self.graph.n_layers, -1), None)
+        return super().passes(masks.roll(len(self.universe) // self.universe.n_layers, -1), None)
 
 
 class OneHeadOff(PackedEngine):
     def passes(self, masks, base=None):
-        is_head = torch.tensor([node.kind is Kind.HEAD for node in self.graph.nodes])
+        is_head = torch.tensor([node.kind is Kind.HEAD for node in self.universe.nodes])
         masks = masks.clone()
         masks[:, is_head] = masks[:, is_head].roll(1, -1)
         return super().passes(masks, None)
@@ -199,8 +200,8 @@ def test_weights_that_are_not_finite(where, value):
 
 
 def test_an_engine_made_anew_keeps_its_bound_and_its_class():
-    engine = IgnoresMasks(tiny_model(), tiny_prompts(), Mean(), LogitDiff(), Graph(3, 2, ("last",)), max_rows=3)
+    engine = IgnoresMasks(tiny_model(), tiny_prompts(), Mean(), LogitDiff(), Universe.of_nodes(3, 2, ("last",)), max_rows=3)
     other = rebuilt(engine, engine.prompts.take([0, 1]))
-    assert type(other) is IgnoresMasks and other.budget.rows == 3 and len(other.prompts) == 2 and other.graph is engine.graph
+    assert type(other) is IgnoresMasks and other.budget.rows == 3 and len(other.prompts) == 2 and other.universe is engine.universe
     assert other.patcher is engine.patcher and other.metric is engine.metric and other.model is engine.model
     assert type(rebuilt(ReferenceEngine(engine.model, engine.prompts, Zero(), LogitDiff()), engine.prompts)) is ReferenceEngine

@@ -11,11 +11,11 @@ import pytest
 from study_for_tests import TASKS, compare, cross_task, edges, evaluation, roles, stability, transfer, write_study
 
 from circuitkit.core.circuit import Circuit, Scores
-from circuitkit.core.edge_graph import EdgeGraph
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.exports import graph_of, layered, to_dot, to_graphml, to_json
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Edge, Level, Node
+from circuitkit.core.node import Edge, Level, Node
+from circuitkit.core.universe import EdgeUniverse
 from circuitkit.report import static
 from circuitkit.report.blocks import Drawing, Section, Table
 from circuitkit.report.contents import FINDINGS, sections
@@ -175,7 +175,7 @@ def test_the_cross_task_matrix_has_a_row_for_each_circuit():
 
 def test_edges_are_drawn_with_what_they_cost():
     body = edges("toy", CIRCUIT, random.Random(3)) | {"node_score": 81.0}
-    names = [str(edge) for edge in EdgeGraph(CIRCUIT.nodes).edges]
+    names = [str(edge) for edge in EdgeUniverse(CIRCUIT.nodes).edges]
     body |= {"edges": {**dict.fromkeys(names, 80.9), "a0.h1->m0": 60.0}, "kept": ["a0.h1->m0"]}
     drawing, numbers, strongest = FINDINGS["edges"][1]("toy", body)
     assert ("edges tested", str(len(names))) in numbers.rows and ("edges kept", "1") in numbers.rows
@@ -423,4 +423,3 @@ def test_without_a_browser_only_the_files_are_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser"))
     files, reason = static.write_svgs([circuit_graph("toy", CIRCUIT)], tmp_path)
     assert files == [] and "apt-get install chromium" in reason and "The rest of the report was made" in reason
-

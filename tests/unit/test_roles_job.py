@@ -13,7 +13,7 @@ from planted_roles import COPY, MOVER, NEXT, PREVIOUS, member_prompts, planted_r
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.jobs import roles
 from circuitkit.models.loading import load_model
 from circuitkit.tasks import MixedMonths, Months

@@ -16,8 +16,8 @@ from circuitkit.config import build, conf_dir, function
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import UserError
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Node
 from circuitkit.core.literature import fitted, read
+from circuitkit.core.node import Node
 from circuitkit.engine import Engine
 from circuitkit.methods import Method
 from circuitkit.metrics import Metric

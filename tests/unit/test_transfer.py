@@ -12,7 +12,7 @@ from circuitkit import load_model
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError, MeasurementError, PromptError
 from circuitkit.core.findings import Finding
-from circuitkit.core.graph import Node
+from circuitkit.core.node import Node
 from circuitkit.evaluation.transfer import answers, transfer, wilson
 from circuitkit.patchers import Mean, Resample, Zero
 from circuitkit.tasks import Addition, Intervals, MonthProblem, NextWord
@@ -104,10 +104,10 @@ def test_questions_of_several_lengths_are_asked_each_on_its_own(patcher):
     short, long = encoded(NextWord(vocabulary="months", n=4)), encoded(NextWord(vocabulary="months", n=4, length=5))
     both = replace(short, **{column: (*getattr(short, column), *getattr(long, column)) for column in
                              ("questions", "ids", "corrupt_ids", "n_new_tokens")})  # fmt: skip
-    masks = model().graph.without(model().graph.full(), SETS["early"].nodes)[None]
+    masks = model().universe.without(model().universe.full(), SETS["early"].nodes)[None]
     texts = [answers(model(), each, masks, patcher).texts[0] for each in (both, short, long)]
     assert texts[0] == texts[1] + texts[2]
-    assert texts[0] != answers(model(), both, model().graph.full()[None], patcher).texts[0]
+    assert texts[0] != answers(model(), both, model().universe.full()[None], patcher).texts[0]
 
 
 def test_what_the_model_cannot_do_is_left_out_with_its_accuracy(caplog):
@@ -134,12 +134,12 @@ def test_corrupt_prompts_of_another_length_or_none(caplog):
     assert all(reason in caplog.text for reason in reasons)
     assert len(transfer(model(), [longer, without, asked], SETS, Zero(), draws=0).body["tasks"]) == 3, "zeros need none"
     with pytest.raises(PromptError, match="longer: Mean takes"):
-        answers(model(), longer, model().graph.empty()[None], Mean())
+        answers(model(), longer, model().universe.empty()[None], Mean())
 
 
 def test_answers_that_do_not_end_are_bounded_and_reported(caplog):
     asked = replace(encoded(MonthProblem(n=3, n_new_tokens=4)), is_right=lambda question, text: True)
-    everything = {"all": Circuit(model().graph.nodes, 4, 8, "tiny_gpt2")}
+    everything = {"all": Circuit(model().universe.nodes, 4, 8, "tiny_gpt2")}
     finding = transfer(model(), [asked], everything, Mean(), mlps=True, draws=0)
     assert "month_problem: 3 of 3 answers had not ended after 4 tokens and are judged as they are" in caplog.text
     assert all(len(each["generated"].split()) == 4 for each in finding.body["examples"])

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.edge_graph import EdgeGraph
 from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, ModelError, unknown_choice
-from circuitkit.core.graph import Edge, Level
+from circuitkit.core.node import Edge, Level
 from circuitkit.core.shapes import Values
+from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.base import Engine
 
 Mlps = Literal["recompute", "freeze"]
@@ -39,8 +39,8 @@ class EdgeEngine(ABC):
         mlps: What MLPs between sender and receiver do while a single edge is patched.
 
     Attributes:
-        graph: The edges.
-        mask: The circuit over the engine's graph.
+        universe: The edges.
+        mask: The circuit over the engine's universe.
 
     Raises:
         CircuitError: The circuit does not belong to this model, has edges already, or is empty.
@@ -51,7 +51,7 @@ class EdgeEngine(ABC):
     def __init__(self, engine: Engine, circuit: Circuit, *, level: Level | str = Level.EDGE_QKV, mlps: Mlps = "recompute") -> None:
         self.engine = engine.local
         model = engine.model
-        if engine.graph.spans:
+        if engine.universe.spans:
             raise CircuitError("Edges are between whole components, and this engine has components at positions. Leave positions out.")
         if not model.architecture.additive:
             raise ModelError(
@@ -63,11 +63,11 @@ class EdgeEngine(ABC):
             raise ConfigError(unknown_choice("way to treat MLPs (mlps)", mlps, ("recompute", "freeze")))
         if level not in (Level.EDGE, Level.EDGE_QKV):
             raise ConfigError(unknown_choice("level of edges", level, (Level.EDGE, Level.EDGE_QKV)))
-        self.mask: Bool[Tensor, "node"] = circuit.mask(engine.graph)
+        self.mask: Bool[Tensor, "node"] = circuit.mask(engine.universe)
         if not self.mask.any():
             raise CircuitError("The circuit is empty, so there are no edges in it. Take another one.")
         self.mlps = mlps
-        self.graph = EdgeGraph(circuit.nodes, Level(level), model.is_parallel)
+        self.universe = EdgeUniverse(circuit.nodes, Level(level), model.is_parallel)
 
     @abstractmethod
     def alone(self, edges: Sequence[Edge]) -> Float[Tensor, "edge prompt"]:
@@ -109,11 +109,11 @@ class EdgeEngine(ABC):
         """Refuses masks that are none over these edges.
 
         Raises:
-            MeasurementError: No mask, or masks of another graph.
+            MeasurementError: No mask, or masks of another universe.
         """
-        if masks.ndim != 2 or masks.shape[1] != len(self.graph) or masks.dtype != torch.bool or not len(masks):
+        if masks.ndim != 2 or masks.shape[1] != len(self.universe) or masks.dtype != torch.bool or not len(masks):
             raise MeasurementError(
-                f"Masks must be a boolean table of masks x {len(self.graph)} edges, at least one, found {tuple(masks.shape)} of "
-                f"{masks.dtype}. Make them with the graph of the edge engine."
+                f"Masks must be a boolean table of masks x {len(self.universe)} edges, at least one, found {tuple(masks.shape)} of "
+                f"{masks.dtype}. Make them with the universe of the edge engine."
             )
         return masks

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.graph import Edge
+from circuitkit.core.node import Edge
 from circuitkit.core.shapes import Values
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.held import EdgePasses
@@ -42,7 +42,7 @@ class PackedEdges(EdgeEngine):
         super().__init__(engine, circuit, **options)
         self._packed = engine
         self._circuit = circuit
-        self.passes = EdgePasses(engine, self.graph, self.mask)
+        self.passes = EdgePasses(engine, self.universe, self.mask)
         self._single = SingleEdges(self.passes, self.mlps)
         self._pruned = PrunedEdges(self.passes)
 
@@ -52,11 +52,11 @@ class PackedEdges(EdgeEngine):
 
     @cached_property
     def oracle(self) -> EdgeEngine:
-        return ReferenceEdges(self._packed.oracle, self._circuit, level=self.graph.level, mlps=self.mlps)
+        return ReferenceEdges(self._packed.oracle, self._circuit, level=self.universe.level, mlps=self.mlps)
 
     def alone(self, edges: Sequence[Edge]) -> Float[Tensor, "edge prompt"]:
-        places = [self.graph.index(edge) for edge in edges]
-        values = torch.empty(len(self.graph), len(self.engine.prompts))
+        places = [self.universe.index(edge) for edge in edges]
+        values = torch.empty(len(self.universe), len(self.engine.prompts))
         self.passes.in_slices(lambda rows: self._single.fill(set(edges), rows, values))
         return values[places]
 

@@ -8,9 +8,9 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitkit.core.edge_graph import EdgeGraph
-from circuitkit.core.graph import Kind, Node
+from circuitkit.core.node import Kind, Node
 from circuitkit.core.shapes import Values
+from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.edges.layers import CircuitLayers, States
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.engine.packed.memory import free_bytes, is_out_of_memory
@@ -27,18 +27,18 @@ class EdgePasses:
 
     Args:
         engine: For nodes; its row budget bounds the passes here too.
-        graph: The edges.
+        universe: The edges.
         mask: The circuit.
 
     Attributes:
         model: The model.
-        graph: The edges.
+        universe: The edges.
         layers: The circuit, layer by layer.
     """
 
-    def __init__(self, engine: PackedEngine, graph: EdgeGraph, mask: Bool[Tensor, "node"]) -> None:
+    def __init__(self, engine: PackedEngine, universe: EdgeUniverse, mask: Bool[Tensor, "node"]) -> None:
         self.model = engine.model
-        self.graph = graph
+        self.universe = universe
         self.layers = CircuitLayers(engine.model, mask, engine.replacements(mask), skip=engine.skips)
         self._engine = engine
         self._held: dict[tuple[int, int], Held] = {}
@@ -67,7 +67,7 @@ class EdgePasses:
         return node.head if port == "q" else node.head * self.model.n_kv_heads // self.model.n_heads
 
     def senders(self, layer: int, kind: Kind) -> list[Node]:
-        return [node for node in self.graph.nodes if node.layer == layer and node.kind is kind]
+        return [node for node in self.universe.nodes if node.layer == layer and node.kind is kind]
 
     def logits(self, resid: Resid, rows: slice, layer: int, z: Heads | None = None) -> Float[Tensor, "row d_vocab"]:
         n_layers = self.model.n_layers

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitkit.core.graph import Kind
+from circuitkit.core.node import Kind
 from circuitkit.engine.packed.replacements import Replacements
 from circuitkit.models.hooked import Heads, HookedModel, Layer, Projections, Resid
 
@@ -57,7 +57,7 @@ class CircuitLayers:
 
     def __init__(self, model: HookedModel, mask: Bool[Tensor, "node"], replacements: Replacements, *, skip: bool) -> None:
         self.model = model
-        members = model.graph.members(mask)
+        members = model.universe.members(mask)
         layers = range(model.n_layers)
         self.heads = [[node.head for node in members if node.kind is Kind.HEAD and node.layer == layer] for layer in layers]
         self.mlps = [any(node.kind is Kind.MLP and node.layer == layer for node in members) for layer in layers]

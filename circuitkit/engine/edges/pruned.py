@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitkit.core.edge_graph import INPUT, LOGITS, PORTS
-from circuitkit.core.graph import Edge, Kind, Node
+from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Node
 from circuitkit.engine.edges.held import EdgePasses, difference, repeated
 from circuitkit.models.hooked import Heads, Resid
 
@@ -31,7 +30,7 @@ class PrunedEdges:
 
     def first_layer(self, mask: Bool[Tensor, "edge"]) -> int:
         """The first layer into which an edge is removed: the number of layers if only into the logits, one more if none is."""
-        receivers = {edge.dst for edge, kept in zip(self._passes.graph.edges, mask.tolist(), strict=True) if not kept}
+        receivers = {edge.dst for edge, kept in zip(self._passes.universe.edges, mask.tolist(), strict=True) if not kept}
         n_layers = self._passes.model.n_layers
         return min((n_layers if dst == LOGITS else dst.layer for dst in receivers), default=n_layers + 1)
 
@@ -39,7 +38,7 @@ class PrunedEdges:
         """Logits of masks none of which removes an edge into a layer before ``start``."""
         clean, corrupt = self._passes.states(rows)
         model, n_masks = self._passes.model, len(masks)
-        removed = _Removed(self._passes.graph.edges, masks)
+        removed = _Removed(self._passes.universe.edges, masks)
         shifts: ByMask = {INPUT: (corrupt.resid[0].float() - clean.resid[0].float())[None]}
         for node in removed.senders:
             if node.layer < start and node != INPUT:
@@ -52,7 +51,7 @@ class PrunedEdges:
             z = self._heads(layer, resid, removed, shifts, rows)
             senders = [node for node in removed.senders if node.layer == layer]
             heads = {node: self._moved(node, z, corrupt.z[layer], n_masks) for node in senders if node.kind is Kind.HEAD}
-            before, after = ({}, heads) if self._passes.graph.parallel else (heads, {})
+            before, after = ({}, heads) if self._passes.universe.parallel else (heads, {})
             shifts |= before
             mid, attention = self._passes.layers.mid(layer, resid, z)
             mlp = self._passes.layers.mlp(layer, removed.applied(mid, Node.of_mlp(layer), shifts), rows)

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitkit.core.edge_graph import INPUT, LOGITS, PORTS
-from circuitkit.core.graph import Edge, Kind, Node
+from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Node
 from circuitkit.engine.edges.base import Mlps
 from circuitkit.engine.edges.held import EdgePasses, Shift, added, chunks, difference, repeated
 from circuitkit.engine.edges.layers import States
@@ -29,7 +28,7 @@ class _Patching:
         rows: The prompts.
         clean: The circuit's states on them.
         shifts: For each sender so far, what its change does to the residual stream here.
-        values: Where to put the values, a row an edge of the graph.
+        values: Where to put the values, a row an edge of the universe.
     """
 
     rows: slice
@@ -55,7 +54,7 @@ class SingleEdges:
         clean, corrupt = self._passes.states(rows)
         at = _Patching(rows, clean, {INPUT: corrupt.resid[0].float() - clean.resid[0].float()}, values)
         into: dict[Node, list[Node]] = defaultdict(list)
-        for edge in sorted(edges, key=self._passes.graph.index):
+        for edge in sorted(edges, key=self._passes.universe.index):
             into[edge.dst].append(edge.src)
         n_layers = self._passes.model.n_layers
         deepest = max((n_layers - 1 if dst == LOGITS else dst.layer for dst in into), default=-1)
@@ -63,7 +62,7 @@ class SingleEdges:
             receivers = [dst for dst in into if dst.kind is Kind.HEAD and dst.layer == layer]
             self._fill([(src, dst) for dst in receivers for src in into[dst]], at, partial(self._into_heads, layer, at))
             heads = {node: self._passes.head_shift(node, clean, corrupt) for node in self._passes.senders(layer, Kind.HEAD)}
-            before, after = ({}, heads) if self._passes.graph.parallel else (heads, {})
+            before, after = ({}, heads) if self._passes.universe.parallel else (heads, {})
             at.shifts |= before
             self._through_mlp(layer, set(into.get(Node.of_mlp(layer), ())), at)
             at.shifts |= after | {node: difference(corrupt.mlp, clean.mlp, layer) for node in self._passes.senders(layer, Kind.MLP)}
@@ -115,5 +114,5 @@ class SingleEdges:
     def _fill(self, pairs: Sequence[Pair], at: _Patching, logits: Callable[[Sequence[Pair]], Tensor]) -> None:
         """Computes pairs of sender and receiver, as many as fit at a time, and keeps their values."""
         for part in chunks(pairs, self._passes.copies(at.rows)):
-            places = [self._passes.graph.index(Edge(src, dst)) for src, dst in part]
+            places = [self._passes.universe.index(Edge(src, dst)) for src, dst in part]
             at.values[places, at.rows] = self._passes.measured(logits(part), at.rows)

@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.edge_graph import INPUT, PORTS
-from circuitkit.core.graph import Edge, Kind, Node
+from circuitkit.core.node import INPUT, PORTS, Edge, Kind, Node
 from circuitkit.core.shapes import Logits, Values
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
@@ -70,7 +69,7 @@ class ReferenceEdges(EdgeEngine):
     def __init__(self, engine: ReferenceEngine, circuit: Circuit, **options: Any) -> None:
         super().__init__(engine, circuit, **options)
         self._nodes = engine
-        self._removed = [node for node, kept in zip(engine.graph.nodes, self.mask.tolist(), strict=True) if not kept]
+        self._removed = [node for node, kept in zip(engine.universe.nodes, self.mask.tolist(), strict=True) if not kept]
 
     @property
     def oracle(self) -> EdgeEngine:
@@ -78,7 +77,7 @@ class ReferenceEdges(EdgeEngine):
 
     def alone(self, edges: Sequence[Edge]) -> Float[Tensor, "edge prompt"]:
         for edge in edges:
-            self.graph.index(edge)
+            self.universe.index(edge)
         return self._values(self._patched, edges)
 
     def score(self, masks: Bool[Tensor, "mask edge"]) -> Values:
@@ -115,7 +114,7 @@ class ReferenceEdges(EdgeEngine):
 
     def _pruned(self, mask: Bool[Tensor, "edge"]) -> Seen:
         """A mask: receivers in causal order, each given what it reads when removed senders are as in the corrupt run."""
-        removed = [edge for edge, kept in zip(self.graph.edges, mask.tolist(), strict=True) if not kept]
+        removed = [edge for edge, kept in zip(self.universe.edges, mask.tolist(), strict=True) if not kept]
         given = Given()
         for node in dict.fromkeys(edge.dst.component_of_port for edge in removed):
             now = self._run(given)

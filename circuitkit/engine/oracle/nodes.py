@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitkit.core.graph import Kind, Node
+from circuitkit.core.node import Kind, Node
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.engine.base import Engine
 
@@ -22,7 +22,7 @@ class ReferenceEngine(Engine):
     """Scores one mask at a time by the definition. Final.
 
     Args:
-        model, prompts, patcher, metric, graph: As for every engine.
+        model, prompts, patcher, metric, universe: As for every engine.
         max_rows: Bound on the prompts of a pass; None for all at once.
     """
 
@@ -33,7 +33,7 @@ class ReferenceEngine(Engine):
 
     def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
         for index, mask in enumerate(masks):
-            removed = [node for node, kept in zip(self.graph.nodes, mask.tolist(), strict=True) if not kept]
+            removed = [node for node, kept in zip(self.universe.nodes, mask.tolist(), strict=True) if not kept]
             sources = self._sources_for(removed)
             for rows in self.slices():
                 with self._replaced(removed, sources, rows, self.prompts.clean):

@@ -72,7 +72,7 @@ class ConditionalMeans:
         places = sorted(set(missing.values()))
         layers = {place: {layer for (layer, _), owner in missing.items() if owner == place} for place in places}
         deepest = max(layer for layer, _ in missing)
-        heads_only = self._with_all_mlps(masks[places])
+        heads_only = self._layout.with_all_mlps(masks[places])
         sums: dict[tuple[int, int], GroupMean] = {}
         seen: dict[tuple[int, int], Tensor] = {}
 
@@ -86,7 +86,7 @@ class ConditionalMeans:
 
             return see_mlp
 
-        base = self._with_all_mlps(base[None])[0]
+        base = self._layout.with_all_mlps(base[None])[0]
         latest = torch.tensor([min(layers[place]) for place in places])
         for part, _ in self._lane.run(heads_only, lambda *_: self._plain, base, stop=deepest, latest=latest, see_mlp=see):
             for key, act in seen.items():
@@ -97,10 +97,5 @@ class ConditionalMeans:
             self._held[layer, heads] = self._plain.mlp_from(layer, sums[places.index(place), layer].value(self._dtype))
 
     def _split(self, masks: Masks) -> tuple[Bool[Tensor, "mask layer head"], Bool[Tensor, "mask layer span"]]:
-        units = self._layout.by_layer(masks).unflatten(-1, (self._layout.graph.n_heads + 1, -1))
+        units = self._layout.components(masks)
         return units[:, :, :-1].flatten(2), units[:, :, -1]
-
-    def _with_all_mlps(self, masks: Masks) -> Masks:
-        units = self._layout.by_layer(masks).unflatten(-1, (self._layout.graph.n_heads + 1, -1)).clone()
-        units[:, :, -1] = True
-        return units.flatten(1)

@@ -38,7 +38,7 @@ class PackedEngine(Engine):
     """Scores many masks a pass. Final.
 
     Args:
-        model, prompts, patcher, metric, graph: As for every engine.
+        model, prompts, patcher, metric, universe: As for every engine.
         max_rows: Bound on the rows (masks x prompts) of a pass; None for what the free memory allows.
 
     Attributes:
@@ -52,7 +52,7 @@ class PackedEngine(Engine):
             keep_freed_memory()
         self.work = Work()
         self.budget = RowBudget(self.model, self.prompts.n_pos, max_rows)
-        self._layout = Layout(self.graph, self.prompts)
+        self._layout = Layout(self.universe, self.prompts)
         self._skip = not self.patcher.reads_activation
         self._clean_lane = self._lane(self.prompts.clean)
         if not self._skip:
@@ -87,7 +87,7 @@ class PackedEngine(Engine):
         return self._skip
 
     def clean_logits(self) -> Logits:
-        return torch.cat(self._clean_lane.extend(self.graph.full(), self.model.n_layers, self._replacements_for))
+        return torch.cat(self._clean_lane.extend(self.universe.full(), self.model.n_layers, self._replacements_for))
 
     def _lane(self, ids: Tensor, *, corrupt: bool = False) -> Lane:
         prefix = unchanged_prefix(self.prompts, self.patcher)
@@ -134,4 +134,4 @@ class PackedEngine(Engine):
         """The naive path, with as much memory a pass as this one."""
         # It unembeds every position, so as many rows would take so many times the memory for logits.
         max_rows = max(1, self.budget.rows // self.prompts.n_pos)
-        return ReferenceEngine(self.model, self.prompts, self.patcher, self.metric, self.graph, max_rows=max_rows)
+        return ReferenceEngine(self.model, self.prompts, self.patcher, self.metric, self.universe, max_rows=max_rows)

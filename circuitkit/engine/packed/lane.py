@@ -95,7 +95,7 @@ class Lane:
         self._prefix = prefix
         window = sliding_window(model)
         # The causal cone: positions before the first edit are not computed again, only attended to.
-        self.cone = skip and not corrupt and (prefix > 0 or bool(layout.graph.spans)) and (window is None or window > ids.shape[1])
+        self.cone = skip and not corrupt and (prefix > 0 or bool(layout.universe.spans)) and (window is None or window > ids.shape[1])
 
     def run(
         self,

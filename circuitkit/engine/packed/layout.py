@@ -1,4 +1,4 @@
-"""Masks over a graph, laid out as the forward pass meets them: layer by layer, by position where units name positions."""
+"""Masks over a universe, laid out as the forward pass meets them: layer by layer, by position where units name positions."""
 
 from __future__ import annotations
 
@@ -7,39 +7,46 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.graph import Graph
+from circuitkit.core.node import Kind
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks
+from circuitkit.core.universe import NodeUniverse
 
 
 class Layout:
-    """Where the units of a graph lie in a prompt set. Final.
+    """Where the units of a universe lie in a prompt set. Final.
 
     Attributes:
-        graph: The units.
-        span_at: For every prompt and position the span that covers it, or ``len(graph.spans)`` where none does; None when units cover
+        universe: The units.
+        span_at: For every prompt and position the span that covers it, or ``len(universe.spans)`` where none does; None when units cover
             all positions.
     """
 
-    def __init__(self, graph: Graph, prompts: PromptSet) -> None:
-        self.graph = graph
-        self.span_at: Int[Tensor, "prompt pos"] | None = _span_table(graph, prompts) if graph.spans else None
+    def __init__(self, universe: NodeUniverse, prompts: PromptSet) -> None:
+        self.universe = universe
+        self.span_at: Int[Tensor, "prompt pos"] | None = _span_table(universe, prompts) if universe.spans else None
+        self._places = _component_places(universe)
 
-    def by_layer(self, masks: Masks) -> Bool[Tensor, "mask layer unit"]:
-        """Masks with the layers as an axis of their own."""
-        return masks.view(len(masks), self.graph.n_layers, -1)
+    def components(self, masks: Masks) -> Bool[Tensor, "mask layer component span"]:
+        """Which heads, and behind them the MLP, each layer keeps. What is no unit of the universe is kept."""
+        always = torch.ones(len(masks), 1, dtype=torch.bool)
+        return torch.cat([masks, always], 1)[:, self._places]
 
-    def first_difference(self, masks: Masks, base: Bool[Tensor, "node"]) -> Int[Tensor, "mask"]:
+    def with_all_mlps(self, masks: Masks) -> Masks:
+        """The same masks with every MLP kept."""
+        masks = masks.clone()
+        masks[:, self.universe.places_of(Kind.MLP)[0]] = True
+        return masks
+
+    def first_difference(self, masks: Masks, base: Bool[Tensor, "unit"]) -> Int[Tensor, "mask"]:
         """For each mask the first layer in which it differs from ``base``; the number of layers if it does not."""
-        differs = self.by_layer(masks != base).any(-1)
-        layers = differs.int().argmax(-1)
-        return torch.where(differs.any(-1), layers, self.graph.n_layers)
+        return torch.where(masks != base, self.universe.layers, self.universe.n_layers).amin(-1)
 
-    def first_position(self, masks: Masks, base: Bool[Tensor, "node"]) -> Int[Tensor, "mask"]:
+    def first_position(self, masks: Masks, base: Bool[Tensor, "unit"]) -> Int[Tensor, "mask"]:
         """For each mask the first position, in any prompt, at which it differs from ``base``; 0 where units cover all positions."""
         if self.span_at is None:
             return torch.zeros(len(masks), dtype=torch.long)
-        n_spans, n_pos = len(self.graph.spans), self.span_at.shape[1]
+        n_spans, n_pos = len(self.universe.spans), self.span_at.shape[1]
         differs = (masks != base).unflatten(-1, (-1, n_spans)).any(1)
         at = [int((self.span_at == span).any(0).int().argmax()) for span in range(n_spans)]
         return torch.where(differs, torch.tensor(at), n_pos).amin(-1)
@@ -50,16 +57,15 @@ class Edits:
 
     Args:
         layout: Of the units.
-        masks: One row a mask.
+        masks: One row per mask.
         rows: The prompts of the pass.
         cut: First position that the pass computes.
     """
 
     def __init__(self, layout: Layout, masks: Masks, rows: slice, cut: int = 0) -> None:
-        graph = layout.graph
         self.n_masks = len(masks)
-        self._n_heads = graph.n_heads
-        self._units = layout.by_layer(masks).unflatten(-1, (graph.n_heads + 1, -1))
+        self._n_heads = layout.universe.n_heads
+        self._units = layout.components(masks)
         self._span_at = None if layout.span_at is None else layout.span_at[rows, cut:]
 
     def heads(self, layer: int) -> Bool[Tensor, "mask prompt pos head"]:
@@ -77,16 +83,33 @@ class Edits:
         return torch.cat([units, uncovered], -1)[..., self._span_at]
 
 
-def _span_table(graph: Graph, prompts: PromptSet) -> Int[Tensor, "prompt pos"]:
+def _component_places(universe: NodeUniverse) -> Int[Tensor, "layer component span"]:
+    """The place in a mask of each head, and behind them of the MLP, of every layer; one past the last for what is no unit."""
+    n_heads, n_spans = universe.n_heads, max(1, len(universe.spans))
+    table = torch.full((universe.n_layers, n_heads + 1, n_spans), len(universe))
+    if {Kind.HEAD, Kind.ATTENTION} <= universe.kinds:
+        raise MeasurementError(
+            "This universe has both single heads and whole attentions as units, so a mask could contradict itself. Take one of the two."
+        )
+    places, where = universe.places_of(Kind.ATTENTION)
+    table[where[:, 0], :n_heads, where[:, 2]] = places[:, None]
+    places, where = universe.places_of(Kind.HEAD)
+    table[where[:, 0], where[:, 1], where[:, 2]] = places
+    places, where = universe.places_of(Kind.MLP)
+    table[where[:, 0], n_heads, where[:, 2]] = places
+    return table
+
+
+def _span_table(universe: NodeUniverse, prompts: PromptSet) -> Int[Tensor, "prompt pos"]:
     n_groups = len(prompts.group_names)
-    table = torch.full((n_groups, prompts.n_pos), len(graph.spans))
-    for index, span in enumerate(graph.spans):
+    table = torch.full((n_groups, prompts.n_pos), len(universe.spans))
+    for index, span in enumerate(universe.spans):
         for group in range(n_groups):
             position = prompts.position(span, group)
             taken = int(table[group, position])
-            if taken != len(graph.spans):
+            if taken != len(universe.spans):
                 raise MeasurementError(
-                    f"Positions {graph.spans[taken]!r} and {span!r} are both token {position} in prompts of group "
+                    f"Positions {universe.spans[taken]!r} and {span!r} are both token {position} in prompts of group "
                     f"{prompts.group_names[group]!r}, so a mask could contradict itself. Name each position once."
                 )
             table[group, position] = index

@@ -55,10 +55,10 @@ def pack(masks: Masks, starts: Int[Tensor, "mask"], cuts: Int[Tensor, "mask"], l
         n_prompts: Prompts each mask is scored on.
         max_rows: Rows a pass may have.
     """
-    n_layers = layout.graph.n_layers
+    n_layers = layout.universe.n_layers
     starts = starts.clamp(max=n_layers - 1)
     # Whether the entry layer's MLP is replaced everywhere decides whether a pass has to compute it.
-    units = layout.by_layer(masks).unflatten(-1, (layout.graph.n_heads + 1, -1))[:, :, -1]
+    units = layout.components(masks)[:, :, -1]
     dead_mlp = ~units[torch.arange(len(masks)), starts].any(-1)
     keys = torch.stack([starts, dead_mlp.long(), cuts], -1)
     packs = []

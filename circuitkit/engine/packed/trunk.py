@@ -60,7 +60,7 @@ class Trunk:
 
     def __init__(self, model: HookedModel, layout: Layout, n_prompts: int, n_pos: int) -> None:
         self.layout = layout
-        self.mask: Bool[Tensor, "node"] = layout.graph.full()
+        self.mask: Bool[Tensor, "node"] = layout.universe.full()
         self.depth = -1
         self._resid: dict[int, Float[Tensor, "prompt pos d_model"]] = {}
         self._z: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitkit.core.graph import Graph, Kind, Node
+from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
@@ -59,13 +60,13 @@ class Patient:
     metric: Metric
     engine: Callable[..., Engine] = PackedEngine
 
-    def logits(self, masks: Masks, patcher: Patcher, graph: Graph | None = None, **options: Any) -> Logits:
+    def logits(self, masks: Masks, patcher: Patcher, universe: NodeUniverse | None = None, **options: Any) -> Logits:
         """Logits of every mask and prompt, by the engine."""
-        return self.engine(self.model, self.prompts, patcher, self.metric, graph, **options).all_logits(masks)
+        return self.engine(self.model, self.prompts, patcher, self.metric, universe, **options).all_logits(masks)
 
-    def expected(self, masks: Masks, patcher: Patcher, graph: Graph | None = None) -> Logits:
+    def expected(self, masks: Masks, patcher: Patcher, universe: NodeUniverse | None = None) -> Logits:
         """The same by the naive path."""
-        return ReferenceEngine(self.model, self.prompts, patcher, self.metric, graph).all_logits(masks)
+        return ReferenceEngine(self.model, self.prompts, patcher, self.metric, universe).all_logits(masks)
 
 
 def examine(patient: Patient) -> Iterator[Check]:
@@ -83,7 +84,7 @@ def examine(patient: Patient) -> Iterator[Check]:
 def corrupt_run(patient: Patient) -> Check:
     """Corrupt prompts with every component replaced by its own corrupt output are the corrupt run."""
     prompts = replace(patient.prompts, clean=patient.prompts.corrupt)
-    found = replace(patient, prompts=prompts).logits(patient.model.graph.empty()[None], patient.resample)[0]
+    found = replace(patient, prompts=prompts).logits(patient.model.universe.empty()[None], patient.resample)[0]
     expected = plain(patient.model, prompts.clean)[:, -1].float().cpu()
     what = "corrupt prompts, everything replaced by its own corrupt output = the corrupt run"
     return Check.of("corrupt_run", what, relative(found, expected), tolerance(patient.model))
@@ -91,35 +92,35 @@ def corrupt_run(patient: Patient) -> Check:
 
 def all_patched(patient: Patient) -> Check:
     """With everything replaced the clean prompts count only through their embeddings; the naive path says how."""
-    empty = patient.model.graph.empty()[None]
+    empty = patient.model.universe.empty()[None]
     return _compared(patient, "all_patched", "everything resampled = the naive path", empty, (patient.resample,))
 
 
 def any_mask(patient: Patient) -> Check:
     """Random masks give what the naive path gives."""
-    masks = sample_masks(patient.model.graph)
+    masks = sample_masks(patient.model.universe)
     return _compared(patient, "any_mask", "random masks = the naive path, by zeros, means and resampling", masks, _plain_patchers(patient))
 
 
 def conditional(patient: Patient) -> Check:
     """So do means that are taken with the removed heads replaced."""
-    masks = sample_masks(patient.model.graph)
+    masks = sample_masks(patient.model.universe)
     return _compared(patient, "conditional", "means taken with removed heads replaced = the naive path", masks, (patient.conditional,))
 
 
 def positions(patient: Patient) -> Check:
     """So do masks of single positions."""
     spans = ("0", "last") if patient.prompts.n_pos > 1 else ("last",)
-    graph = patient.model.graph.at(spans)
+    universe = patient.model.universe.at(spans)
     what = f"random masks of (component, position) pairs, at {' and '.join(spans)} = the naive path"
-    return _compared(patient, "positions", what, sample_masks(graph), _plain_patchers(patient), graph)
+    return _compared(patient, "positions", what, sample_masks(universe), _plain_patchers(patient), universe)
 
 
 def base(patient: Patient) -> Check:
     """Masks that are made from a base by removing one unit start from states that are held for the base."""
-    graph = patient.model.graph
-    start = sample_masks(graph)[-1]
-    masks = torch.stack([graph.without(start, [node]) for node in _one_of_each_layer(graph)])
+    universe = patient.model.universe
+    start = sample_masks(universe)[-1]
+    masks = torch.stack([universe.without(start, [node]) for node in _one_of_each_layer(universe)])
     engine = patient.engine(patient.model, patient.prompts, patient.means, patient.metric)
     engine.all_logits(start[None])
     found = torch.empty(len(masks), len(patient.prompts), patient.model.d_vocab)
@@ -131,7 +132,7 @@ def base(patient: Patient) -> Check:
 
 def packing(patient: Patient) -> Check:
     """Many masks and prompts in one pass give what each gives alone."""
-    masks = sample_masks(patient.model.graph)
+    masks = sample_masks(patient.model.universe)
     found = patient.logits(masks, patient.resample)
     alone = patient.logits(masks, patient.resample, max_rows=1)
     return Check.of("packing", "masks and prompts packed = one row a pass", _largest_difference(found, alone), tolerance(patient.model))
@@ -140,17 +141,17 @@ def packing(patient: Patient) -> Check:
 def fires(patient: Patient) -> Check:
     """Each component's removal changes the logits, in the engine as in the naive path, unless the component writes nothing."""
     patient = replace(patient, prompts=patient.prompts.take(range(min(2, len(patient.prompts)))))
-    silent = set(patient.model.graph.nodes)
+    silent = set(patient.model.universe.nodes)
     deaf: set[Node] = set()
     for patcher in (patient.resample, patient.zero):
         if silent:
-            silent, missed = _silent(patient, [node for node in patient.model.graph.nodes if node in silent], patcher)
+            silent, missed = _silent(patient, [node for node in patient.model.universe.nodes if node in silent], patcher)
             deaf |= missed
     dead = silent & _write_nothing(patient)
-    wrong = [str(node) for node in patient.model.graph.nodes if node in deaf | (silent - dead)]
-    noted = [str(node) for node in patient.model.graph.nodes if node in dead]
+    wrong = [str(node) for node in patient.model.universe.nodes if node in deaf | (silent - dead)]
+    noted = [str(node) for node in patient.model.universe.nodes if node in dead]
     detail = shortened(wrong) or (f"write nothing at all: {shortened(noted)}" if noted else "")
-    what = f"removing any of {len(patient.model.graph)} components changes the logits (number of those where it does not)"
+    what = f"removing any of {len(patient.model.universe)} components changes the logits (number of those where it does not)"
     return Check.of("fires", what, len(wrong), 0.0, detail)
 
 
@@ -160,22 +161,24 @@ ENGINE_CHECKS: tuple[Callable[[Patient], Check], ...] = (
 """In the order in which they are best read."""
 
 
-def sample_masks(graph: Graph) -> Masks:
+def sample_masks(universe: NodeUniverse) -> Masks:
     """Nothing kept, only MLPs, only heads, random masks of three densities, and one near the full model."""
     generator = torch.Generator().manual_seed(0)
-    is_mlp = torch.tensor([node.kind is Kind.MLP for node in graph.nodes])
-    drawn = [torch.rand(len(graph), generator=generator) < keep for keep in (0.3, 0.6, 0.9)]
-    return torch.stack([graph.empty(), is_mlp, ~is_mlp, *drawn, graph.without(graph.full(), graph.nodes[-2:])])
+    is_mlp = torch.tensor([node.kind is Kind.MLP for node in universe.nodes])
+    drawn = [torch.rand(len(universe), generator=generator) < keep for keep in (0.3, 0.6, 0.9)]
+    return torch.stack([universe.empty(), is_mlp, ~is_mlp, *drawn, universe.without(universe.full(), universe.nodes[-2:])])
 
 
 def _plain_patchers(patient: Patient) -> tuple[Patcher, ...]:
     return patient.zero, patient.means, patient.resample
 
 
-def _compared(patient: Patient, name: str, what: str, masks: Masks, patchers: tuple[Patcher, ...], graph: Graph | None = None) -> Check:
+def _compared(
+    patient: Patient, name: str, what: str, masks: Masks, patchers: tuple[Patcher, ...], universe: NodeUniverse | None = None
+) -> Check:
     """Engine against naive path, with each patcher."""
     differences = {
-        type(patcher).__name__: _largest_difference(patient.logits(masks, patcher, graph), patient.expected(masks, patcher, graph))
+        type(patcher).__name__: _largest_difference(patient.logits(masks, patcher, universe), patient.expected(masks, patcher, universe))
         for patcher in patchers
     }
     detail = ", ".join(f"{patcher} {difference:.1e}" for patcher, difference in differences.items()) if len(patchers) > 1 else ""
@@ -187,8 +190,8 @@ def _largest_difference(found: Logits, expected: Logits) -> float:
     return largest(relative(one, other) for one, other in zip(found, expected.to(found.device), strict=True))
 
 
-def _one_of_each_layer(graph: Graph) -> list[Node]:
-    return [node for node in graph.nodes if node.kind is Kind.MLP or node.head == node.layer % graph.n_heads]
+def _one_of_each_layer(universe: NodeUniverse) -> list[Node]:
+    return [node for node in universe.nodes if node.kind is Kind.MLP or node.head == node.layer % universe.n_heads]
 
 
 def _silent(patient: Patient, nodes: list[Node], patcher: Patcher) -> tuple[set[Node], set[Node]]:
@@ -197,8 +200,8 @@ def _silent(patient: Patient, nodes: list[Node], patcher: Patcher) -> tuple[set[
     Rows of other shapes round otherwise. So the engine misses a removal if it is nearer to no removal than to what the naive path
     gives, and further from that than untouched logits of the two differ.
     """
-    graph = patient.model.graph
-    masks = torch.stack([graph.full(), *(graph.without(graph.full(), [node]) for node in nodes)])
+    universe = patient.model.universe
+    masks = torch.stack([universe.full(), *(universe.without(universe.full(), [node]) for node in nodes)])
     found, expected = patient.logits(masks, patcher), patient.expected(masks, patcher)
     rounding = max((found[0] - expected[0]).abs().max().item(), torch.finfo(patient.model.dtype).eps * expected[0].std().item())
     silent, missed = set(), set()

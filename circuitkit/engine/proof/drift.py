@@ -12,9 +12,9 @@ from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError, MeasurementError
-from circuitkit.core.graph import Graph
 from circuitkit.core.records import Step
 from circuitkit.core.shapes import Masks
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.engine.packed.memory import free_bytes, is_out_of_memory
 from circuitkit.engine.proof.quick import rebuilt
@@ -64,7 +64,7 @@ def drift(engine: Engine, masks: Masks | Circuit, *, threshold: float | None = N
         ModelError: The model is offloaded or quantised.
         MeasurementError: The model cannot do these few prompts, so that there is no score.
     """
-    masks = masks.mask(engine.graph)[None] if isinstance(masks, Circuit) else masks
+    masks = masks.mask(engine.universe)[None] if isinstance(masks, Circuit) else masks
     prompts = engine.prompts.take(range(min(n_prompts, len(engine.prompts))))
     half = rebuilt(engine, prompts).percent(masks)
     with as_float32(engine.model):
@@ -92,7 +92,7 @@ def drift_metrics(steps: Sequence[Step], engine: Engine, threshold: float | None
         _log.info("Drift against float32 is not reported for %s: %s.", model.name, reason)
         return {}
     try:
-        found = drift(engine, decisions(engine.graph, steps, threshold), threshold=threshold)
+        found = drift(engine, decisions(engine.universe, steps, threshold), threshold=threshold)
     except (MeasurementError, RuntimeError, MemoryError) as error:
         if not isinstance(error, MeasurementError) and not is_out_of_memory(error):
             raise
@@ -105,18 +105,18 @@ def drift_metrics(steps: Sequence[Step], engine: Engine, threshold: float | None
     return {"drift/largest": found.largest, "drift/mean": found.mean, "drift/flipped": found.flipped, "drift/n": found.n_masks}
 
 
-def decisions(graph: Graph, steps: Sequence[Step], threshold: float | None = None, n: int = N_MASKS) -> Masks:
+def decisions(universe: NodeUniverse, steps: Sequence[Step], threshold: float | None = None, n: int = N_MASKS) -> Masks:
     """Masks that a run scored: half of them those whose scores were closest to the threshold, half spread evenly over the others.
 
-    Steps that name no node of the graph, such as draws of random circuits, cannot be taken up again; random masks stand in for them.
+    Steps that name no node of the universe, such as draws of random circuits, cannot be taken up again; random masks stand in for them.
     """
     try:
-        scored = replayed(graph, steps)
+        scored = replayed(universe, steps)
     except CircuitError:
         scored = []
     if not scored:
         keep = torch.linspace(0.5, 0.98, n)[:, None]
-        return torch.rand(n, len(graph), generator=torch.Generator().manual_seed(0)) < keep
+        return torch.rand(n, len(universe), generator=torch.Generator().manual_seed(0)) < keep
     order = list(range(len(scored)))
     if threshold is not None:
         order.sort(key=lambda place: abs(steps[place].score - 100 * threshold))
@@ -126,17 +126,17 @@ def decisions(graph: Graph, steps: Sequence[Step], threshold: float | None = Non
     return torch.stack([scored[place] for place in sorted({*closest, *spread})])
 
 
-def replayed(graph: Graph, steps: Sequence[Step]) -> list[Tensor]:
+def replayed(universe: NodeUniverse, steps: Sequence[Step]) -> list[Tensor]:
     """The mask that each step scored: single removals from what all of them name, or removals that build on each other.
 
     Raises:
-        CircuitError: A step names no node of the graph.
+        CircuitError: A step names no node of the universe.
     """
     single = bool(steps) and steps[0].direction == "single"
-    mask = graph.mask(step.node for step in steps) if single else graph.full()
+    mask = universe.mask(step.node for step in steps) if single else universe.full()
     scored = []
     for step in steps:
-        trial = graph.without(mask, [step.node])
+        trial = universe.without(mask, [step.node])
         scored.append(trial)
         if not single and not step.kept:
             mask = trial

@@ -48,11 +48,11 @@ def check_edges(edges: EdgeEngine) -> None:
     """
     if edges.engine.model.device.type == "meta" or edges.oracle is edges:  # nothing to compare
         return
-    graph, engine = edges.graph, rebuilt(edges.engine, few(edges.engine))
-    circuit = Circuit.of(engine.graph, edges.mask)
-    small = edge_engine(engine, circuit, level=graph.level, mlps=edges.mlps)
-    some = [graph.edges[place * len(graph) // N_EDGES] for place in range(min(N_EDGES, len(graph)))]
-    half = torch.rand(2, len(graph), generator=torch.Generator().manual_seed(0)) < 0.5
+    universe, engine = edges.universe, rebuilt(edges.engine, few(edges.engine))
+    circuit = Circuit.of(engine.universe, edges.mask)
+    small = edge_engine(engine, circuit, level=universe.level, mlps=edges.mlps)
+    some = [universe.edges[place * len(universe) // N_EDGES] for place in range(min(N_EDGES, len(universe)))]
+    half = torch.rand(2, len(universe), generator=torch.Generator().manual_seed(0)) < 0.5
     wanted = torch.cat([small.oracle.alone(some), small.oracle.score(half)])
     found = torch.cat([small.alone(some), small.score(half)])
     clean = engine.measure(engine.clean_logits()[None], slice(0, len(engine.prompts)))

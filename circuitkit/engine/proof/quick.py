@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.graph import Graph, Kind
+from circuitkit.core.node import Kind
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
@@ -38,14 +39,14 @@ def quick_check(engine: Engine) -> None:
             f"Patches would not fire where they should: {fired.detail}, expected once. This model is not built as circuitkit's table of "
             "architectures says; report it with the output of `circuitkit job=doctor`."
         )
-    oracle = ReferenceEngine(engine.model, prompts, engine.patcher, engine.metric, engine.graph)
+    oracle = ReferenceEngine(engine.model, prompts, engine.patcher, engine.metric, engine.universe)
     clean = oracle.clean_logits().cpu()
     if not clean.isfinite().all():
         raise MeasurementError(
             "The untouched model gives NaN or infinite logits, so no score can be given. Load it in float32 or bfloat16 (model.dtype) and "
             "check its weights."
         )
-    masks = _masks(engine.graph)
+    masks = _masks(engine.universe)
     expected = oracle.all_logits(masks)
     if not expected.isfinite().all():
         raise MeasurementError(
@@ -67,7 +68,7 @@ def rebuilt(engine: Engine, prompts: PromptSet) -> Engine:
     """An engine of the same kind on other prompts of the same length, of this process alone, with nothing held yet."""
     engine = engine.local
     options = {"max_rows": engine.budget.rows} if isinstance(engine, PackedEngine) else {}
-    return type(engine)(engine.model, prompts, engine.patcher, engine.metric, engine.graph, **options)
+    return type(engine)(engine.model, prompts, engine.patcher, engine.metric, engine.universe, **options)
 
 
 def few(engine: Engine) -> PromptSet:
@@ -90,13 +91,13 @@ def few(engine: Engine) -> PromptSet:
     return prompts.take(rows[:N_PROMPTS])
 
 
-def _masks(graph: Graph) -> Masks:
+def _masks(universe: NodeUniverse) -> Masks:
     """Nothing kept, only MLPs, only heads, a random half, and one each without some unit late and half-way in the model."""
-    is_mlp = torch.tensor([node.kind is Kind.MLP for node in graph.nodes])
-    half = torch.rand(len(graph), generator=torch.Generator().manual_seed(0)) < 0.5
-    late, midway = graph.full(), graph.full()
-    late[-1], midway[len(graph) // 2] = False, False
-    return torch.stack([graph.empty(), is_mlp, ~is_mlp, half, midway, late])
+    is_mlp = torch.tensor([node.kind is Kind.MLP for node in universe.nodes])
+    half = torch.rand(len(universe), generator=torch.Generator().manual_seed(0)) < 0.5
+    late, midway = universe.full(), universe.full()
+    late[-1], midway[len(universe) // 2] = False, False
+    return torch.stack([universe.empty(), is_mlp, ~is_mlp, half, midway, late])
 
 
 def _check_effect(engine: Engine, expected: Logits, clean: Logits) -> None:
@@ -117,7 +118,7 @@ def _difference(engine: Engine, prompts: PromptSet, masks: Masks, expected: Logi
     small = rebuilt(engine, prompts)
     pairs: list[tuple[Tensor, Tensor]] = [(small.clean_logits().cpu(), clean)]
     pairs += zip(small.all_logits(masks), expected, strict=True)
-    for chosen, rows, logits in small.passes(masks[-2:], engine.graph.full()):
+    for chosen, rows, logits in small.passes(masks[-2:], engine.universe.full()):
         pairs += [(one.cpu(), expected[4 + place, rows]) for place, one in zip(chosen.tolist(), logits, strict=True)]
     differences = torch.tensor([relative(found, wanted) for found, wanted in pairs], dtype=torch.float64)
     return differences.max().item()

@@ -62,16 +62,12 @@ class HeadActivity:
         self._families = [torch.tensor(list(family)) for family in families]
         self._members = members
         self._heads = model.config.num_attention_heads
-        self._projections = [
-            module for name, module in model.named_modules() if name.endswith(self.PROJECTIONS)
-        ]
+        self._projections = [module for name, module in model.named_modules() if name.endswith(self.PROJECTIONS)]
         if prices is None:
             prices = [[1.0] * self._heads for _ in self._projections]
         self._prices = [torch.tensor(row) for row in prices]
         self._inputs: dict[nn.Module, Tensor] = {}
-        self._hooks = [
-            module.register_forward_pre_hook(self._remember) for module in self._projections
-        ]
+        self._hooks = [module.register_forward_pre_hook(self._remember) for module in self._projections]
 
     def _remember(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._inputs[module] = args[0]

@@ -8,9 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.edge_graph import INPUT, LOGITS
 from circuitkit.core.exports import layered
-from circuitkit.core.graph import Edge, Kind, Node
+from circuitkit.core.node import INPUT, LOGITS, Edge, Kind, Node
 from circuitkit.report.blocks import Drawing
 from circuitkit.report.figures.maps import file_name
 from circuitkit.report.figures.style import BLUE, GREY, ORANGE, PORT_COLOURS, figure, rgba
@@ -189,5 +188,3 @@ def short(node: Node) -> str:
 def _entry(dst: Node, places: Places) -> tuple[float, float]:
     x, y = places[str(dst.component_of_port)]
     return (x + _PORT_SHIFT[dst.port or ""], y - 0.27) if dst.port else (x, y)
-
-

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.graph import Edge, Kind, Level, Node
+from circuitkit.core.node import Edge, Kind, Level, Node
 from circuitkit.report.blocks import Block, Table
 from circuitkit.report.figures.circuit_graph import circuit_graph
 from circuitkit.report.figures.maps import model_shape

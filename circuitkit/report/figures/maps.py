@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuitkit.core.circuit import Scores
-from circuitkit.core.graph import Kind, Node
+from circuitkit.core.node import Kind, Node
 from circuitkit.report.blocks import Drawing
 from circuitkit.report.figures.style import DIVERGING, INK, SEQUENTIAL, WIDTH, figure, number
 

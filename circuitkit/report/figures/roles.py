@@ -212,5 +212,3 @@ def _beside(named: Sequence[str], points: Mapping[str, tuple[float | None, float
             placed.append((x, y))
             shown_names.add(head)
     return [head if head in shown_names else "" for head in points]
-
-

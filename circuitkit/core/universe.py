@@ -1,0 +1,429 @@
+"""Universe: the units that a mask is over, in causal order, held as arrays and not as objects.
+
+A mask is a boolean vector over a universe (a soft mask one of floats): True = in the circuit = left as the clean run computes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuitkit.core.errors import CircuitError
+from circuitkit.core.node import FEATURE_SITES, INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, Site, Unit, precedes
+
+
+class Universe(ABC):
+    """An ordered set of units. Makes masks, and says which units a mask keeps; nobody else counts units.
+
+    ``of_nodes``, ``of_attentions``, ``of_neurons``, ``of_features`` and ``of_edges`` make one; ``|`` joins two of nodes, and ``at`` gives
+    one of nodes at positions.
+    """
+
+    @property
+    @abstractmethod
+    def level(self) -> Level:
+        """How fine the units are."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def unit(self, place: int) -> Unit:
+        """The unit at a place of a mask."""
+
+    @abstractmethod
+    def index(self, unit: Unit | str) -> int:
+        """The place of a unit in a mask.
+
+        Raises:
+            CircuitError: The unit is not in this universe; the text says what is.
+        """
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of the units and their order."""
+
+    def __iter__(self) -> Iterator[Unit]:
+        return (self.unit(place) for place in range(len(self)))
+
+    def full(self) -> Bool[Tensor, "unit"]:
+        """The mask that keeps everything."""
+        return torch.ones(len(self), dtype=torch.bool)
+
+    def empty(self) -> Bool[Tensor, "unit"]:
+        """The mask that removes everything."""
+        return torch.zeros(len(self), dtype=torch.bool)
+
+    def places(self, units: Iterable[Unit | str]) -> Int[Tensor, "some"]:
+        """The places of some units in a mask.
+
+        Raises:
+            CircuitError: One is not in this universe.
+        """
+        return torch.tensor([self.index(unit) for unit in units], dtype=torch.long)
+
+    def mask(self, units: Iterable[Unit | str]) -> Bool[Tensor, "unit"]:
+        """The mask that keeps just these units."""
+        mask = self.empty()
+        mask[self.places(units)] = True
+        return mask
+
+    def without(self, mask: Bool[Tensor, "unit"], units: Iterable[Unit | str]) -> Bool[Tensor, "unit"]:
+        """The same mask with these units removed."""
+        mask = mask.clone()
+        mask[self.places(units)] = False
+        return mask
+
+    def members(self, mask: Bool[Tensor, "unit"]) -> tuple[Unit, ...]:
+        """The units that a mask keeps, in causal order."""
+        return tuple(self.unit(place) for place in mask.nonzero().flatten().tolist())
+
+    @staticmethod
+    def of_nodes(n_layers: int, n_heads: int, spans: Sequence[str | int] = ()) -> NodeUniverse:
+        """Every head and MLP of a model: heads of a layer, then its MLP.
+
+        Args:
+            n_layers: Number of layers.
+            n_heads: Number of query heads per layer.
+            spans: Position labels if units are (component, position) pairs; none for whole components.
+        """
+        layers = torch.arange(n_layers)
+        heads = _columns(_HEAD, layers.repeat_interleave(n_heads), torch.arange(n_heads).repeat(n_layers))
+        return NodeUniverse(n_layers, n_heads, torch.cat([heads, _columns(_MLP, layers, torch.zeros_like(layers))], 1)).at(spans)
+
+    @staticmethod
+    def of_attentions(n_layers: int, n_heads: int) -> NodeUniverse:
+        """Every whole attention (all heads of a layer as one unit) and every MLP."""
+        layers = torch.arange(n_layers)
+        blank = torch.zeros_like(layers)
+        return NodeUniverse(n_layers, n_heads, torch.cat([_columns(_ATTENTION, layers, blank), _columns(_MLP, layers, blank)], 1))
+
+    @staticmethod
+    def of_neurons(n_layers: int, n_heads: int, d_mlp: int, layers: Iterable[int] | None = None) -> NodeUniverse:
+        """Every neuron of the MLPs of some layers, of all if they are None."""
+        chosen = torch.tensor(list(range(n_layers) if layers is None else layers), dtype=torch.long)
+        return NodeUniverse(n_layers, n_heads, _columns(_NEURON, chosen.repeat_interleave(d_mlp), torch.arange(d_mlp).repeat(len(chosen))))
+
+    @staticmethod
+    def of_features(n_layers: int, n_heads: int, sizes: Mapping[tuple[Site, int], int], *, errors: bool = True) -> NodeUniverse:
+        """The features of dictionaries, and for each dictionary its error term.
+
+        Args:
+            n_layers, n_heads: Of the model.
+            sizes: For the site and the layer of each dictionary, how many features it has.
+            errors: Whether the error terms are units too.
+        """
+        parts = []
+        for (site, layer), size in sizes.items():
+            stage = _FEATURES[site]
+            parts.append(_columns(stage, torch.full((size,), layer), torch.arange(size)))
+            if errors:
+                parts.append(_columns(stage + 1, torch.tensor([layer]), torch.tensor([0])))
+        return NodeUniverse(n_layers, n_heads, torch.cat(parts, 1) if parts else torch.zeros(4, 0, dtype=torch.long))
+
+    @staticmethod
+    def of_edges(n_layers: int, n_heads: int, level: Level = Level.EDGE_QKV, parallel: bool = False) -> EdgeUniverse:
+        """Every direct path between the components of a whole model. Arguments as in ``EdgeUniverse``."""
+        return EdgeUniverse(Universe.of_nodes(n_layers, n_heads).nodes, level, parallel)
+
+
+# Units of a layer in the order in which they are computed. A feature's error term stands one behind its features.
+_ATTENTION, _HEAD, _ATTN_FEATURE, _NEURON, _MLP, _MLP_FEATURE, _RESID_FEATURE = 0, 1, 2, 4, 5, 6, 8
+_FEATURES = {Site.ATTN_OUT: _ATTN_FEATURE, Site.MLP_OUT: _MLP_FEATURE, Site.RESID_POST: _RESID_FEATURE}
+_STAGES = {Kind.ATTENTION: _ATTENTION, Kind.HEAD: _HEAD, Kind.NEURON: _NEURON, Kind.MLP: _MLP}
+_KINDS = {stage: kind for kind, stage in _STAGES.items()}
+_LEVELS = {_HEAD: Level.NODE, _MLP: Level.NODE, _NEURON: Level.NEURON, _ATTENTION: Level.ATTENTION}
+_STAGE, _LAYER, _SLOT, _SPAN = range(4)
+
+
+class NodeUniverse(Universe):
+    """Slices of what flows at sites of a model: heads, MLPs, attentions, neurons, features; at all or at some positions. Final.
+
+    Args:
+        n_layers: Number of layers.
+        n_heads: Number of query heads per layer.
+        columns: Of each unit the stage in its layer, the layer, the slot (which head, neuron or feature) and the span; in any order.
+        spans: Position labels when units are (component, position) pairs; empty for whole components.
+
+    Attributes:
+        n_layers, n_heads, spans: As given.
+        kinds: The kinds that occur.
+    """
+
+    def __init__(self, n_layers: int, n_heads: int, columns: Int[Tensor, "4 unit"], spans: Sequence[str | int] = ()) -> None:
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.spans = tuple(str(span) for span in spans)
+        self._base = int(columns[_SLOT].max()) + 1 if columns.shape[1] else 1
+        keys = self._keys(columns)
+        self._sorted, order = keys.sort()
+        if len(keys) > 1 and (self._sorted[1:] == self._sorted[:-1]).any():
+            raise CircuitError("A universe names each unit once, and here one comes twice. Join universes with `|`, which keeps each once.")
+        self._columns = columns[:, order].to(torch.int32)
+
+    def __len__(self) -> int:
+        return self._columns.shape[1]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NodeUniverse) and self.digest() == other.digest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def digest(self) -> str:
+        head = f"{self.n_layers} {self.n_heads} {self.spans}".encode()
+        return hashlib.sha256(head + self._columns.contiguous().numpy().tobytes()).hexdigest()
+
+    @property
+    def level(self) -> Level:
+        stages = set(self._columns[_STAGE].unique().tolist())
+        found = {_LEVELS.get(stage, Level.FEATURE) for stage in stages}
+        if found == {Level.NODE, Level.ATTENTION} and _HEAD not in stages:
+            return Level.ATTENTION
+        return found.pop() if len(found) == 1 else Level.MIXED if found else Level.NODE
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    @cached_property
+    def kinds(self) -> frozenset[Kind]:
+        """The kinds that occur."""
+        return frozenset(_kind_of(stage)[0] for stage in self._columns[_STAGE].unique().tolist())
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every unit as an object, in causal order. For universes of moderate size."""
+        return tuple(self.unit(place) for place in range(len(self)))
+
+    def unit(self, place: int) -> Node:
+        stage, layer, slot, span = self._columns[:, place].tolist()
+        kind, site = _kind_of(stage)
+        label = self.spans[span] if self.spans else None
+        if kind is Kind.HEAD:
+            return Node(kind, layer, slot, span=label)
+        return Node(kind, layer, span=label, index=slot if kind in (Kind.NEURON, Kind.FEATURE) else None, on=site)
+
+    def index(self, unit: Unit | str) -> int:
+        node = Node.parse(unit) if isinstance(unit, str) and "->" not in unit else unit
+        if isinstance(node, Node):
+            place = self._place(node)
+            if place is not None:
+                return place
+        raise CircuitError(f"{self._what(node)} {str(node)!r} is not in this universe: {self._choices}")
+
+    def members(self, mask: Bool[Tensor, "unit"]) -> tuple[Node, ...]:
+        return tuple(self.unit(place) for place in mask.nonzero().flatten().tolist())
+
+    def at(self, spans: Sequence[str | int]) -> NodeUniverse:
+        """The same units at each of these positions; itself for none."""
+        if not len(spans):
+            return self
+        columns = self._columns.long().repeat_interleave(len(spans), 1)
+        columns[_SPAN] = torch.arange(len(spans)).repeat(len(self))
+        return NodeUniverse(self.n_layers, self.n_heads, columns, spans)
+
+    def __or__(self, other: NodeUniverse) -> NodeUniverse:
+        """The units of both.
+
+        Raises:
+            CircuitError: They belong to models of different shape, or name different positions.
+        """
+        if (self.n_layers, self.n_heads, self.spans) != (other.n_layers, other.n_heads, other.spans):
+            raise CircuitError(
+                f"Universes of {self.n_layers} layers x {self.n_heads} heads at {self.spans or 'all positions'} and of {other.n_layers} x "
+                f"{other.n_heads} at {other.spans or 'all positions'} cannot be joined. Make both for one model and the same positions."
+            )
+        columns = torch.cat([self._columns, other._columns], 1).long()
+        return NodeUniverse(self.n_layers, self.n_heads, columns.unique(dim=1), self.spans)
+
+    def places_of(self, kind: Kind, on: Site | None = None) -> tuple[Int[Tensor, "some"], Int[Tensor, "some 3"]]:
+        """Where units of a kind stand in a mask, and of each its layer, its slot (which head, neuron or feature) and its span."""
+        stage = _STAGES[kind] if kind in _STAGES else _FEATURES[on or Site.RESID_POST] + (kind is Kind.ERROR)
+        places = (self._columns[_STAGE] == stage).nonzero().flatten()
+        return places, self._columns[_LAYER:, places].long().T
+
+    @cached_property
+    def layers(self) -> Int[Tensor, "unit"]:
+        """The layer of each unit."""
+        return self._columns[_LAYER].long()
+
+    def _keys(self, columns: Int[Tensor, "4 unit"]) -> Int[Tensor, "unit"]:
+        stage, layer, slot, span = columns.long()
+        return ((layer * 16 + stage) * self._base + slot) * max(1, len(self.spans)) + span
+
+    def _place(self, node: Node) -> int | None:
+        has_span = node.span is not None
+        if node.port is not None or has_span != bool(self.spans) or (has_span and node.span not in self.spans) or not len(self):
+            return None
+        if node.kind in (Kind.FEATURE, Kind.ERROR):
+            assert node.on is not None
+            stage = _FEATURES[node.on] + (node.kind is Kind.ERROR)
+        elif node.kind in _STAGES:
+            stage = _STAGES[node.kind]
+        else:
+            return None
+        slot = node.head if node.kind is Kind.HEAD else node.index
+        slot = 0 if slot is None else slot
+        if slot >= self._base:
+            return None
+        span = self.spans.index(node.span) if node.span is not None else 0
+        key = self._keys(torch.tensor([[stage], [node.layer], [slot], [span]]))
+        place = int(torch.searchsorted(self._sorted, key))
+        return place if place < len(self) and self._sorted[place] == key else None
+
+    @staticmethod
+    def _what(unit: Unit | str) -> str:
+        return "Node" if isinstance(unit, Node) else "Edge"
+
+    @property
+    def _choices(self) -> str:
+        shape = f"it has layers 0-{self.n_layers - 1}"
+        if Kind.HEAD in self.kinds:
+            shape += f" and heads 0-{self.n_heads - 1}"
+        for kind in (Kind.NEURON, Kind.FEATURE):
+            if kind in self.kinds:
+                shape += f" and {kind}s such as {next(unit for unit in map(self.unit, range(len(self))) if unit.kind is kind)}"
+        others = ", ".join(sorted(kind.value for kind in self.kinds - {Kind.HEAD, Kind.MLP}))
+        shape += f" (units: {others})" if others else ""
+        return shape + (f", at positions {', '.join(self.spans)}." if self.spans else ", whole components only.")
+
+
+@dataclass(frozen=True)
+class EdgeUniverse(Universe):
+    """All direct paths that can be between some components: receivers in causal order, for each its senders in causal order. Final.
+
+    Attributes:
+        nodes: Heads and MLPs, in causal order. The input and the logits are always there.
+        edge_level: ``edge_qkv`` for an edge into each of a head's queries, keys and values; ``edge`` for one into the head.
+        parallel: Whether the MLP of a layer reads what the attention of that layer reads, so that no edge runs between them.
+    """
+
+    nodes: tuple[Node, ...]
+    edge_level: Level = Level.EDGE_QKV
+    parallel: bool = False
+
+    @property
+    def level(self) -> Level:
+        return self.edge_level
+
+    @cached_property
+    def senders(self) -> tuple[Node, ...]:
+        """The input and every node, in causal order."""
+        return (INPUT, *self.nodes)
+
+    @cached_property
+    def receivers(self) -> tuple[Node, ...]:
+        """What edges lead into, in causal order: heads or their ports, MLPs, the logits."""
+        found: list[Node] = []
+        for node in self.nodes:
+            split = node.kind is Kind.HEAD and self.edge_level is Level.EDGE_QKV
+            found += [replace(node, port=port) for port in PORTS] if split else [node]
+        return (*found, LOGITS)
+
+    @cached_property
+    def offsets(self) -> Int[Tensor, "receiver_and_end"]:
+        """Where the edges into each receiver begin; its senders are the first so many."""
+        # Senders in causal order: those that precede a receiver are a prefix, the longer the later the receiver.
+        counts, known = [], 0
+        for dst in self.receivers:
+            while known < len(self.senders) and precedes(self.senders[known], dst, self.parallel):
+                known += 1
+            fewer = known
+            while fewer and not precedes(self.senders[fewer - 1], dst, self.parallel):
+                fewer -= 1
+            counts.append(fewer)
+        return torch.tensor([0, *counts]).cumsum(0)
+
+    @cached_property
+    def dst(self) -> Int[Tensor, "edge"]:
+        """Of each edge the receiver, as its place in ``receivers``."""
+        return torch.repeat_interleave(torch.arange(len(self.receivers), dtype=torch.int32), self.offsets.diff())
+
+    @cached_property
+    def src(self) -> Int[Tensor, "edge"]:
+        """Of each edge the sender, as its place in ``senders``."""
+        return (torch.arange(len(self)) - self.offsets[self.dst.long()]).to(torch.int32)
+
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """Every edge as an object, in order. For universes of moderate size."""
+        return tuple(Edge(self.senders[src], self.receivers[dst]) for src, dst in zip(self.src.tolist(), self.dst.tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def unit(self, place: int) -> Edge:
+        return Edge(self.senders[int(self.src[place])], self.receivers[int(self.dst[place])])
+
+    def index(self, unit: Unit | str) -> int:
+        edge = Edge.parse(unit) if isinstance(unit, str) else unit
+        if not isinstance(edge, Edge):
+            raise CircuitError(f"{str(edge)!r} is a node, and this universe has edges. Expected two nodes with '->' between them.")
+        for end, choices, where in ((edge.src, self._sender_at, "senders"), (edge.dst, self._receiver_at, "receivers")):
+            if end not in choices:
+                raise CircuitError(
+                    f"Edge {str(edge)!r} cannot be in this circuit: {end} is not among its {where}, which are {_listed(choices)}."
+                )
+        src, dst = self._sender_at[edge.src], self._receiver_at[edge.dst]
+        place = int(self.offsets[dst]) + src
+        if place < int(self.offsets[dst + 1]):
+            return place
+        raise CircuitError(f"Edge {str(edge)!r} runs against the causal order: {edge.dst} is computed before {edge.src}, or beside it.")
+
+    def digest(self) -> str:
+        return hashlib.sha256(repr((self.edge_level.value, self.parallel, tuple(map(str, self.nodes)))).encode()).hexdigest()
+
+    def members(self, mask: Bool[Tensor, "edge"]) -> tuple[Edge, ...]:
+        return tuple(self.unit(place) for place in mask.nonzero().flatten().tolist())
+
+    def live(self, mask: Bool[Tensor, "edge"]) -> tuple[tuple[Node, ...], tuple[Edge, ...]]:
+        """The nodes from which kept edges lead to the logits, and the kept edges into these nodes and the logits."""
+        reached = torch.zeros(len(self.senders), dtype=torch.bool)
+        kept = torch.zeros_like(mask)
+        bounds = self.offsets.tolist()
+        for place in range(len(self.receivers) - 1, -1, -1):  # receivers in causal order, so one sweep back finds every path
+            dst = self.receivers[place]
+            if dst == LOGITS or reached[self._sender_at[dst.component_of_port]]:
+                into = mask[bounds[place] : bounds[place + 1]]
+                kept[bounds[place] : bounds[place + 1]] = into
+                reached[: len(into)] |= into
+        nodes = tuple(node for node, there in zip(self.nodes, reached[1:].tolist(), strict=True) if there)
+        return nodes, self.members(kept)
+
+    @cached_property
+    def _sender_at(self) -> dict[Node, int]:
+        return {node: place for place, node in enumerate(self.senders)}
+
+    @cached_property
+    def _receiver_at(self) -> dict[Node, int]:
+        return {node: place for place, node in enumerate(self.receivers)}
+
+
+def _listed(choices: Iterable[Node]) -> str:
+    names = list(map(str, choices))
+    return ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+
+
+def _columns(stage: int, layers: Int[Tensor, "unit"], slots: Int[Tensor, "unit"]) -> Int[Tensor, "4 unit"]:
+    return torch.stack([torch.full_like(layers, stage), layers, slots, torch.zeros_like(layers)])
+
+
+def _kind_of(stage: int) -> tuple[Kind, Site | None]:
+    if stage in _KINDS:
+        return _KINDS[stage], None
+    for site, first in _FEATURES.items():
+        if stage == first:
+            return Kind.FEATURE, site
+        if stage == first + 1:
+            return Kind.ERROR, site
+    raise AssertionError(stage)
+
+
+assert set(_FEATURES) == set(FEATURE_SITES.values())
