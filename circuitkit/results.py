@@ -16,7 +16,6 @@ import circuitkit
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe
 from circuitkit.core.findings import Finding
-from circuitkit.core.node import Level
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
 from circuitkit.engine.base import Baseline, Engine
@@ -33,8 +32,7 @@ class RunResult:
     Attributes:
         info: What the run was about.
         baseline: Scores of the untouched and of the fully patched model.
-        circuit: What a search returned, with its score; None for methods that only score.
-        scores: What a method that only scores returned.
+        found: What the method returned: a circuit, or scores.
         steps: Every evaluated candidate.
         prompts: On which.
         seconds: Wall time of the search.
@@ -42,11 +40,20 @@ class RunResult:
 
     info: RunInfo
     baseline: Baseline
-    circuit: Circuit | None
-    scores: Scores | None
+    found: Circuit | Scores
     steps: tuple[Step, ...]
     prompts: PromptSet
     seconds: float
+
+    @property
+    def circuit(self) -> Circuit | None:
+        """What a search returned, with its score; None for methods that only score."""
+        return self.found if isinstance(self.found, Circuit) else None
+
+    @property
+    def scores(self) -> Scores | None:
+        """What a method that only scores returned; None for a search."""
+        return self.found if isinstance(self.found, Scores) else None
 
 
 def run_info(name: str, engine: Engine, parts: Mapping[str, Any], settings: Mapping[str, Any] | None) -> RunInfo:
@@ -88,12 +95,10 @@ def evaluated(result: RunResult, engine: Engine) -> RunResult:
         "patched": result.baseline.patched.double().mean().item(),
         "evaluations": len(result.steps),
     }
-    if result.circuit is not None:
-        circuit = result.circuit  # a circuit of edges comes with the score of its universe, which masks over nodes cannot say
-        score = circuit.score if circuit.level is not Level.NODE else engine.percent(circuit.mask(engine.universe)[None]).item()
-        return replace(result, circuit=replace(result.circuit, score=score, provenance={**provenance, **result.circuit.provenance}))
-    assert result.scores is not None
-    return replace(result, scores=replace(result.scores, provenance={**provenance, **result.scores.provenance}))
+    found = replace(result.found, provenance={**provenance, **result.found.provenance})
+    if isinstance(found, Circuit):
+        found = replace(found, score=engine.percent(found.mask(engine.universe)[None]).item())
+    return replace(result, found=found)
 
 
 def baseline_metrics(baseline: Baseline, metric: Metric) -> dict[str, float]:
@@ -116,7 +121,7 @@ def summary_metrics(result: RunResult) -> dict[str, float | int]:
             "circuit/n_heads": len(circuit.heads),
             "circuit/n_mlps": len(circuit.mlps),
         }
-        numbers |= {"circuit/n_edges": len(circuit.edges)} if circuit.level is not Level.NODE else {}
+        numbers |= {"circuit/n_edges": len(circuit.edges)} if circuit.level.of_edges else {}
     if result.scores is not None:
         values = list(result.scores.values.values())
         numbers |= {"scores/mean": sum(values) / len(values), "scores/lowest": min(values), "scores/highest": max(values)}
@@ -128,7 +133,7 @@ def artifacts(result: RunResult) -> list[TextArtifact | TableArtifact]:
     files: list[TextArtifact | TableArtifact] = [TableArtifact("scores", [step.row() for step in result.steps])]
     if result.circuit is not None:
         files.append(TextArtifact("circuit.json", result.circuit.to_json()))
-        if result.circuit.level is not Level.NODE:
+        if result.circuit.level.of_edges:
             files.append(TextArtifact("edges.json", edge_finding(result).to_json(), kind="edges"))
     if result.scores is not None:
         files.append(TextArtifact("scores.json", result.scores.to_json(), kind="scores"))
@@ -161,8 +166,8 @@ def to_text(result: RunResult) -> str:
     body = {
         "info": asdict(result.info),
         "baseline": [result.baseline.clean.tolist(), result.baseline.patched.tolist()],
-        "circuit": None if result.circuit is None else result.circuit.to_json(),
-        "scores": None if result.scores is None else result.scores.to_json(),
+        "kind": type(result.found).__name__,
+        "found": result.found.to_json(),
         "steps": [asdict(step) for step in result.steps],
         "seconds": result.seconds,
     }
@@ -176,8 +181,7 @@ def from_text(text: str, engine: Engine) -> RunResult:
     return RunResult(
         RunInfo(**body["info"]),
         Baseline(clean, patched, engine.metric.floor, engine.metric.unit),
-        None if body["circuit"] is None else Circuit.from_json(body["circuit"]),
-        None if body["scores"] is None else Scores.from_json(body["scores"]),
+        {kind.__name__: kind for kind in (Circuit, Scores)}[body["kind"]].from_json(body["found"]),
         tuple(Step(**step) for step in body["steps"]),
         engine.prompts,
         body["seconds"],

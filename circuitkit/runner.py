@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from typing import Any
 
 from circuitkit.callbacks.base import Callback
 from circuitkit.callbacks.dispatch import Callbacks
-from circuitkit.core.circuit import Circuit
 from circuitkit.core.journal import Recorded, Replay
 from circuitkit.core.records import RunInfo, Step
 from circuitkit.engine.base import Engine
-from circuitkit.engine.distributed import DistributedEngine, spread
+from circuitkit.engine.distributed import spread
 from circuitkit.engine.filtering import Solves
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.engine.proof.drift import drift_metrics
-from circuitkit.engine.proof.quick import quick_check
 from circuitkit.loggers.base import Logger
 from circuitkit.loggers.dispatch import LoggerGroup
 from circuitkit.methods.base import Method
@@ -82,26 +78,26 @@ class Runner:
         Raises:
             UserError: Something that the user can put right; loggers are finalized as failed before.
         """
-        with self._closing(), ExitStack() as stack:
+        parts = {"task": task, "method": method, "patcher": patcher, "metric": metric}
+        name = name or f"{task.name}-{model.name}-{method.name}"
+        with self._closing():
             prompts = task.prompts(model.tokenizer, accept=Solves(model) if task.filter else None)
-            scorer = stack.enter_context(spread(engine(model, prompts, patcher, metric, method.units(model.universe, prompts))))
-            if isinstance(scorer, DistributedEngine) and not scorer.leads:
-                return from_text(scorer.serve(), scorer)
-            parts = {"task": task, "method": method, "patcher": patcher, "metric": metric}
-            info = run_info(name or f"{task.name}-{model.name}-{method.name}", scorer, parts, settings)
-            replay = self._start(info, resume, check)
-            quick_check(scorer)
-            self._baseline(scorer)
+            nodes = engine(model, prompts, patcher, metric, method.universe(model, prompts))
 
-            result = self._discover(method, scorer, info, replay)
-            self.callbacks.notify("on_discover_end", result)
-            result = evaluated(result, scorer)
-            self.loggers.log_metrics(summary_metrics(result) | drift_metrics(result.steps, scorer, getattr(method, "threshold", None)))
-            self.callbacks.notify("on_evaluate_end", result)
+            def conduct(scorer: Engine) -> RunResult:
+                info = run_info(name, scorer, parts, settings)
+                replay = self._start(info, resume, check)
+                scorer.check()
+                self._baseline(scorer)
+                result = self._discover(method, scorer, info, replay)
+                self.callbacks.notify("on_discover_end", result)
+                result = evaluated(result, scorer)
+                self.loggers.log_metrics(summary_metrics(result) | drift_metrics(result.steps, scorer, method.threshold))
+                self.callbacks.notify("on_evaluate_end", result)
+                self._write(result)
+                return result
 
-            self._write(result)
-            if isinstance(scorer, DistributedEngine):
-                scorer.finish(to_text(result))
+            result = spread(method.over(nodes), conduct, to_text, lambda text: from_text(text, nodes))
         self.callbacks.notify("on_run_end", result)
         return result
 
@@ -125,11 +121,12 @@ class Runner:
 
     def _discover(self, method: Method, engine: Engine, info: RunInfo, replay: Replay) -> RunResult:
         started = time.perf_counter()
-        found = method.discover(engine, on_step=lambda step: self._on_step(step, replay), **_history(method, replay))
+        if replay.history:
+            _log.info("Going on after %d decisions of an earlier process.", len(replay.history))
+        found = method.discover(engine, on_step=lambda step: self._on_step(step, replay), history=replay.history)
         replay.check_complete()
         seconds = time.perf_counter() - started
-        result = RunResult(info, engine.baseline(), None, None, tuple(replay.steps), engine.prompts, seconds)
-        return replace(result, circuit=found) if isinstance(found, Circuit) else replace(result, scores=found)
+        return RunResult(info, engine.baseline(), found, tuple(replay.steps), engine.prompts, seconds)
 
     def _on_step(self, step: Step, replay: Replay) -> None:
         if replay.is_new(step):  # the others were told of when they were made
@@ -148,14 +145,3 @@ class Runner:
             self.loggers.finalize("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
             raise
         self.loggers.finalize("finished")
-
-
-def _history(method: Method, replay: Replay) -> dict[str, Any]:
-    """What to hand to ``discover`` of an earlier process's steps."""
-    if not replay.history:
-        return {}
-    if "history" in inspect.signature(method.discover).parameters:
-        _log.info("Going on after %d decisions of an earlier process.", len(replay.history))
-        return {"history": replay.history}
-    _log.info("%s takes no history, so its %d decisions so far are made again.", type(method).__name__, len(replay.history))
-    return {}

@@ -11,9 +11,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuitkit.core.errors import CircuitError
-from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, precedes
+from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, Unit, precedes
 from circuitkit.core.sealed import read_text, reading, seal, unseal, write_text
-from circuitkit.core.universe import NodeUniverse
+from circuitkit.core.universe import NodeUniverse, Universe
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Circuit:
         level: ``node`` for a circuit of nodes alone, else how fine its edges are.
         provenance: Settings, seed, versions, model revision and hashes of the run that found it.
         edges: The direct paths that are kept between the members, the input and the logits; none for a circuit of nodes alone.
+        within: For a circuit of edges the components between which they were searched, the members among them; everything else was
+            replaced throughout. Empty for a circuit of nodes alone.
     """
 
     nodes: tuple[Node, ...]
@@ -39,6 +41,7 @@ class Circuit:
     level: Level = Level.NODE
     provenance: Mapping[str, Any] = field(default_factory=dict)
     edges: tuple[Edge, ...] = ()
+    within: tuple[Node, ...] = ()
 
     def __post_init__(self) -> None:
         for node in self.nodes:
@@ -59,6 +62,8 @@ class Circuit:
                     f"head that it leads into, here {self.level}; both ends among the members; and a sender computed before the receiver."
                 )
         object.__setattr__(self, "edges", tuple(sorted(set(self.edges), key=_edge_order)))
+        if self.level.of_edges:
+            object.__setattr__(self, "within", tuple(sorted({*self.within, *members}, key=_causal)))
 
     @classmethod
     def of(cls, universe: NodeUniverse, mask: Bool[Tensor, "node"], **fields: Any) -> Circuit:
@@ -79,6 +84,17 @@ class Circuit:
     def mlps(self) -> tuple[Node, ...]:
         """The members that are MLPs."""
         return tuple(node for node in self.nodes if node.kind is Kind.MLP)
+
+    @property
+    def members(self) -> tuple[Unit, ...]:
+        """What a mask has entries for: the edges of a circuit of edges, else the nodes."""
+        return self.edges if self.level.of_edges else self.nodes
+
+    @property
+    def frame(self) -> Circuit:
+        """The circuit of nodes in which this one's edges lie; of a circuit of nodes itself, without its score."""
+        nodes = self.within if self.level.of_edges else self.nodes
+        return replace(self, nodes=nodes, score=None, level=Level.NODE if self.level.of_edges else self.level, edges=(), within=())
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -104,14 +120,21 @@ class Circuit:
         union = len(self | other)
         return len(self & other) / union if union else 1.0
 
-    def mask(self, universe: NodeUniverse) -> Bool[Tensor, "node"]:
+    def mask(self, universe: Universe) -> Bool[Tensor, "unit"]:
         """The mask over a universe that keeps just the members.
 
         Raises:
-            CircuitError: The circuit belongs to a model of another shape, or has edges.
+            CircuitError: The circuit belongs to a model of another shape, or its members are no units of this universe.
         """
+        if not isinstance(universe, NodeUniverse):
+            if universe.level is not self.level:
+                raise CircuitError(
+                    f"This is a circuit of level {self.level}, and the masks here are over edges of level {universe.level}. Take a circuit "
+                    "of that level."
+                )
+            return universe.mask(self.edges)
         self.check_fits(universe.n_layers, universe.n_heads)
-        if self.level is not Level.NODE:
+        if self.level.of_edges:
             raise CircuitError(
                 f"This is a circuit of edges (level {self.level}), and a circuit of nodes was expected. Take the file of the node "
                 "circuit that it was made from, or its nodes alone with Circuit.nodes_only()."
@@ -122,7 +145,7 @@ class Circuit:
 
     def nodes_only(self) -> Circuit:
         """The circuit of the same nodes, with every edge between them; its score was not measured."""
-        return replace(self, score=None, level=Level.NODE, edges=())
+        return replace(self, score=None, level=Level.NODE, edges=(), within=())
 
     def check_fits(self, n_layers: int, n_heads: int, model: str = "") -> None:
         """Refuses a circuit that was found in a model of another shape or name.
@@ -163,7 +186,7 @@ class Circuit:
             "level": self.level.value,
             "score": self.score,
             "nodes": list(self.names),
-            **({"edges": [str(edge) for edge in self.edges]} if self.level is not Level.NODE else {}),
+            **({"edges": [str(edge) for edge in self.edges], "within": [str(node) for node in self.within]} if self.level.of_edges else {}),
             "provenance": dict(self.provenance),
         }
         return seal(body)
@@ -183,9 +206,12 @@ class Circuit:
         with reading(where, "circuit") as entry:
             nodes = tuple(Node.parse(name) for name in entry(body, "nodes", list))
             edges = tuple(Edge.parse(name) for name in entry({"edges": [], **body}, "edges", list))
+            provenance = entry(body, "provenance", dict)
+            dropped = provenance.get("dropped_nodes", ()) if edges else ()  # files of earlier versions say no more
+            within = tuple(Node.parse(name) for name in entry({"within": list(dropped), **body}, "within", list))
             score = None if body["score"] is None else float(entry(body, "score", int, float))
             shape = entry(body, "n_layers", int), entry(body, "n_heads", int)
-            return cls(nodes, *shape, entry(body, "model", str), score, Level(body["level"]), entry(body, "provenance", dict), edges)
+            return cls(nodes, *shape, entry(body, "model", str), score, Level(body["level"]), provenance, edges, within)
 
     def _combined(self, other: Circuit, nodes: Iterable[Node], edges: Iterable[Edge]) -> Circuit:
         other.check_fits(self.n_layers, self.n_heads, self.model)
@@ -194,7 +220,8 @@ class Circuit:
                 f"A circuit of level {self.level} and one of level {other.level} cannot be combined. Compare circuits of one level, such "
                 "as the nodes of both (Circuit.nodes_only())."
             )
-        return Circuit(tuple(nodes), self.n_layers, self.n_heads, self.model, level=self.level, edges=tuple(edges))
+        within = (*self.within, *other.within)
+        return Circuit(tuple(nodes), self.n_layers, self.n_heads, self.model, level=self.level, edges=tuple(edges), within=within)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Site(str, Enum):
 
 
 class Kind(str, Enum):
-    """What a node is."""
+    """What a unit is."""
 
     INPUT = "input"
     HEAD = "head"
@@ -76,6 +76,7 @@ class Kind(str, Enum):
     FEATURE = "feature"
     ERROR = "error"
     LOGITS = "logits"
+    EDGE = "edge"
 
     def __str__(self) -> str:
         return self.value
@@ -224,6 +225,11 @@ class Edge:
         if not arrow:
             raise CircuitError(f"{name!r} is not an edge name. Expected two node names with '->' between them.")
         return cls(Node.parse(src), Node.parse(dst))
+
+    @property
+    def kind(self) -> Kind:
+        """That it is an edge."""
+        return Kind.EDGE
 
     def __str__(self) -> str:
         return f"{self.src}->{self.dst}"

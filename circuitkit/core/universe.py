@@ -53,13 +53,32 @@ class Universe(ABC):
     def __iter__(self) -> Iterator[Unit]:
         return (self.unit(place) for place in range(len(self)))
 
+    def as_nodes(self) -> NodeUniverse:
+        """Itself, if the units are nodes.
+
+        Raises:
+            CircuitError: They are edges.
+        """
+        raise CircuitError(f"Expected masks over nodes, and the units here are edges (level {self.level}). Take an engine over nodes.")
+
+    def as_edges(self) -> EdgeUniverse:
+        """Itself, if the units are edges.
+
+        Raises:
+            CircuitError: They are nodes.
+        """
+        raise CircuitError(
+            f"Expected masks over edges, and the units here are nodes (level {self.level}). Take the engine that `engine.edges(circuit)` "
+            "gives, or `method.over(engine)`, as the Runner does."
+        )
+
     def full(self) -> Bool[Tensor, "unit"]:
         """The mask that keeps everything."""
-        return torch.ones(len(self), dtype=torch.bool)
+        return torch.ones(len(self), dtype=torch.bool, device="cpu")
 
     def empty(self) -> Bool[Tensor, "unit"]:
         """The mask that removes everything."""
-        return torch.zeros(len(self), dtype=torch.bool)
+        return torch.zeros(len(self), dtype=torch.bool, device="cpu")
 
     def places(self, units: Iterable[Unit | str]) -> Int[Tensor, "some"]:
         """The places of some units in a mask.
@@ -67,7 +86,7 @@ class Universe(ABC):
         Raises:
             CircuitError: One is not in this universe.
         """
-        return torch.tensor([self.index(unit) for unit in units], dtype=torch.long)
+        return torch.tensor([self.index(unit) for unit in units], dtype=torch.long, device="cpu")
 
     def mask(self, units: Iterable[Unit | str]) -> Bool[Tensor, "unit"]:
         """The mask that keeps just these units."""
@@ -94,22 +113,24 @@ class Universe(ABC):
             n_heads: Number of query heads per layer.
             spans: Position labels if units are (component, position) pairs; none for whole components.
         """
-        layers = torch.arange(n_layers)
-        heads = _columns(_HEAD, layers.repeat_interleave(n_heads), torch.arange(n_heads).repeat(n_layers))
+        layers = torch.arange(n_layers, device="cpu")
+        heads = _columns(_HEAD, layers.repeat_interleave(n_heads), torch.arange(n_heads, device="cpu").repeat(n_layers))
         return NodeUniverse(n_layers, n_heads, torch.cat([heads, _columns(_MLP, layers, torch.zeros_like(layers))], 1)).at(spans)
 
     @staticmethod
     def of_attentions(n_layers: int, n_heads: int) -> NodeUniverse:
         """Every whole attention (all heads of a layer as one unit) and every MLP."""
-        layers = torch.arange(n_layers)
+        layers = torch.arange(n_layers, device="cpu")
         blank = torch.zeros_like(layers)
         return NodeUniverse(n_layers, n_heads, torch.cat([_columns(_ATTENTION, layers, blank), _columns(_MLP, layers, blank)], 1))
 
     @staticmethod
     def of_neurons(n_layers: int, n_heads: int, d_mlp: int, layers: Iterable[int] | None = None) -> NodeUniverse:
         """Every neuron of the MLPs of some layers, of all if they are None."""
-        chosen = torch.tensor(list(range(n_layers) if layers is None else layers), dtype=torch.long)
-        return NodeUniverse(n_layers, n_heads, _columns(_NEURON, chosen.repeat_interleave(d_mlp), torch.arange(d_mlp).repeat(len(chosen))))
+        chosen = torch.tensor(list(range(n_layers) if layers is None else layers), dtype=torch.long, device="cpu")
+        return NodeUniverse(
+            n_layers, n_heads, _columns(_NEURON, chosen.repeat_interleave(d_mlp), torch.arange(d_mlp, device="cpu").repeat(len(chosen)))
+        )
 
     @staticmethod
     def of_features(n_layers: int, n_heads: int, sizes: Mapping[tuple[Site, int], int], *, errors: bool = True) -> NodeUniverse:
@@ -123,10 +144,10 @@ class Universe(ABC):
         parts = []
         for (site, layer), size in sizes.items():
             stage = _FEATURES[site]
-            parts.append(_columns(stage, torch.full((size,), layer), torch.arange(size)))
+            parts.append(_columns(stage, torch.full((size,), layer, device="cpu"), torch.arange(size, device="cpu")))
             if errors:
-                parts.append(_columns(stage + 1, torch.tensor([layer]), torch.tensor([0])))
-        return NodeUniverse(n_layers, n_heads, torch.cat(parts, 1) if parts else torch.zeros(4, 0, dtype=torch.long))
+                parts.append(_columns(stage + 1, torch.tensor([layer], device="cpu"), torch.tensor([0], device="cpu")))
+        return NodeUniverse(n_layers, n_heads, torch.cat(parts, 1) if parts else torch.zeros(4, 0, dtype=torch.long, device="cpu"))
 
     @staticmethod
     def of_edges(n_layers: int, n_heads: int, level: Level = Level.EDGE_QKV, parallel: bool = False) -> EdgeUniverse:
@@ -226,8 +247,11 @@ class NodeUniverse(Universe):
         if not len(spans):
             return self
         columns = self._columns.long().repeat_interleave(len(spans), 1)
-        columns[_SPAN] = torch.arange(len(spans)).repeat(len(self))
+        columns[_SPAN] = torch.arange(len(spans), device="cpu").repeat(len(self))
         return NodeUniverse(self.n_layers, self.n_heads, columns, spans)
+
+    def as_nodes(self) -> NodeUniverse:
+        return self
 
     def __or__(self, other: NodeUniverse) -> NodeUniverse:
         """The units of both.
@@ -274,7 +298,7 @@ class NodeUniverse(Universe):
         if slot >= self._base:
             return None
         span = self.spans.index(node.span) if node.span is not None else 0
-        key = self._keys(torch.tensor([[stage], [node.layer], [slot], [span]]))
+        key = self._keys(torch.tensor([[stage], [node.layer], [slot], [span]], device="cpu"))
         place = int(torch.searchsorted(self._sorted, key))
         return place if place < len(self) and self._sorted[place] == key else None
 
@@ -339,17 +363,17 @@ class EdgeUniverse(Universe):
             while fewer and not precedes(self.senders[fewer - 1], dst, self.parallel):
                 fewer -= 1
             counts.append(fewer)
-        return torch.tensor([0, *counts]).cumsum(0)
+        return torch.tensor([0, *counts], device="cpu").cumsum(0)
 
     @cached_property
     def dst(self) -> Int[Tensor, "edge"]:
         """Of each edge the receiver, as its place in ``receivers``."""
-        return torch.repeat_interleave(torch.arange(len(self.receivers), dtype=torch.int32), self.offsets.diff())
+        return torch.repeat_interleave(torch.arange(len(self.receivers), dtype=torch.int32, device="cpu"), self.offsets.diff())
 
     @cached_property
     def src(self) -> Int[Tensor, "edge"]:
         """Of each edge the sender, as its place in ``senders``."""
-        return (torch.arange(len(self)) - self.offsets[self.dst.long()]).to(torch.int32)
+        return (torch.arange(len(self), device="cpu") - self.offsets[self.dst.long()]).to(torch.int32)
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
@@ -377,6 +401,9 @@ class EdgeUniverse(Universe):
             return place
         raise CircuitError(f"Edge {str(edge)!r} runs against the causal order: {edge.dst} is computed before {edge.src}, or beside it.")
 
+    def as_edges(self) -> EdgeUniverse:
+        return self
+
     def digest(self) -> str:
         return hashlib.sha256(repr((self.edge_level.value, self.parallel, tuple(map(str, self.nodes)))).encode()).hexdigest()
 
@@ -385,7 +412,7 @@ class EdgeUniverse(Universe):
 
     def live(self, mask: Bool[Tensor, "edge"]) -> tuple[tuple[Node, ...], tuple[Edge, ...]]:
         """The nodes from which kept edges lead to the logits, and the kept edges into these nodes and the logits."""
-        reached = torch.zeros(len(self.senders), dtype=torch.bool)
+        reached = torch.zeros(len(self.senders), dtype=torch.bool, device="cpu")
         kept = torch.zeros_like(mask)
         bounds = self.offsets.tolist()
         for place in range(len(self.receivers) - 1, -1, -1):  # receivers in causal order, so one sweep back finds every path

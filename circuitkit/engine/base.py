@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError
+from circuitkit.core.node import Unit
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, Values
-from circuitkit.core.universe import NodeUniverse
+from circuitkit.core.universe import Universe
 from circuitkit.metrics.base import Floor, Metric
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher
+
+if TYPE_CHECKING:
+    from circuitkit.engine.edges.base import EdgeEngine
 
 
 @dataclass(frozen=True)
@@ -70,31 +76,47 @@ class Baseline:
             )
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of some passes one of several processes makes.
+
+    Attributes:
+        index: Which process, from 0.
+        count: How many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def takes(self, place: int) -> bool:
+        """Whether the pass of this number is among them."""
+        return place % self.count == self.index
+
+
+WHOLE = Share()
+"""All passes."""
+
+
 class Engine(ABC):
-    """Scores masks on one model, prompt set, patcher and metric.
+    """Scores masks over one universe, on one model, prompt set, patcher and metric.
+
+    An engine of your own implements ``score`` and ``clean_logits``.
 
     Attributes:
         model: The model.
         prompts: The prompts.
-        patcher: What removed components are replaced by.
+        patcher: The ablation: by what removed units are replaced.
         metric: What that costs.
         universe: The units that a mask has.
     """
 
-    def __init__(
-        self, model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, universe: NodeUniverse | None = None
-    ) -> None:
+    def __init__(self, model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, universe: Universe | None = None) -> None:
         self.model = model
         self.prompts = prompts
         self.patcher = patcher
         self.metric = metric
-        self.universe = universe or model.universe
+        self.universe = model.universe if universe is None else universe
         self._baseline: Baseline | None = None
-
-    @property
-    def local(self) -> Engine:
-        """The engine of this process alone."""
-        return self
 
     @property
     def batch(self) -> int:
@@ -106,58 +128,82 @@ class Engine(ABC):
         """How far, in %, two exact paths may differ by rounding: closer decisions are taken by ``certain``."""
         return 0.01 if self.model.dtype == torch.float32 else 0.5
 
+    @property
+    def local(self) -> Engine:
+        """The engine of this process alone."""
+        return self
+
+    @property
+    def oracle(self) -> Engine:
+        """The naive path to the same numbers; an engine that takes no shortcut is its own."""
+        return self
+
     @abstractmethod
-    def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
-        """Runs the masks, part by part.
+    def score(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Values:
+        """The metric for each mask and prompt.
 
         Args:
-            masks: One row a mask.
+            masks: One row per mask.
             base: The mask from which these were made by small changes, if there is one: what they share is computed once.
 
-        Yields:
-            Which masks, which prompts, and their logits at the last position in float32.
+        Raises:
+            MeasurementError: No mask, or masks of another universe.
         """
 
     @abstractmethod
     def clean_logits(self) -> Logits:
         """Logits of the untouched model at the last position, float32."""
 
-    def all_logits(self, masks: Masks) -> Logits:
-        """Logits of every mask and prompt at once. Large: masks x prompts x vocabulary."""
-        logits = torch.empty(len(masks), len(self.prompts), self.model.d_vocab)
-        for chosen, rows, part in self.passes(self._checked(masks), None):
-            logits[chosen, rows] = part.cpu()
-        return logits
-
-    def score(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Values:
-        """The metric for each mask and prompt.
+    def alone(self, units: Sequence[Unit | str], share: Share = WHOLE) -> Float[Tensor, "unit prompt"]:
+        """The metric with each of these units removed from the model, or from the circuit that edges are in, on its own.
 
         Args:
-            masks: One row a mask.
-            base: The mask from which these were made by small changes, if there is one.
-
-        Raises:
-            MeasurementError: No mask, or masks of another universe.
+            units: Which.
+            share: Which part of the passes to make, for work that several processes share; values of other passes are NaN.
         """
-        masks = self._checked(masks)
-        if base is not None and (base.shape != masks.shape[1:] or base.dtype != torch.bool):
-            raise MeasurementError(
-                f"The base must be one mask of {len(self.universe)} units, found {tuple(base.shape)} of {base.dtype}. "
-                "Make it with engine.universe."
-            )
-        clean = self._clean  # before the passes, whose held states it would replace
-        values = torch.empty(len(masks), len(self.prompts))
-        for chosen, rows, logits in self.passes(masks, base):
-            values[chosen, rows] = self._measured(logits, rows, clean)
+        full = self.universe.full()
+        values = torch.full((len(units), len(self.prompts)), torch.nan)
+        mine = [place for place in range(len(units)) if share.takes(place)]
+        if mine:
+            values[mine] = self.score(torch.stack([self.universe.without(full, [units[place]]) for place in mine]), full)
         return values
 
-    def percent(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Float[Tensor, "mask"]:
+    def on(self, prompts: PromptSet) -> Engine:
+        """The same engine on other prompts, with nothing held yet."""
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe)
+
+    def edges(self, circuit: Circuit | None = None, **options: Any) -> EdgeEngine:
+        """An engine over the direct paths between the members of a circuit of nodes, or of the whole model for None.
+
+        Args:
+            circuit: What is outside of it stays replaced.
+            options: As for ``EdgeEngine``.
+
+        Raises:
+            MeasurementError: This engine has none.
+        """
+        raise MeasurementError(
+            f"Edges are scored by the packed and by the reference engine, and this is a {type(self).__name__}. Run with engine=packed."
+        )
+
+    def check(self) -> None:  # noqa: B027  an engine without a shortcut has nothing to do
+        """Compares this engine with its oracle on a few prompts; nothing to do for an engine that is its own oracle.
+
+        Raises:
+            MeasurementError: They differ, or the patcher changes nothing.
+        """
+
+    def percent(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Float[Tensor, "mask"]:
         """The performance score of each mask, in % of the untouched model. Arguments as in ``score``."""
         return self.baseline().percent(self.score(masks, base))
 
-    def certain(self, mask: Bool[Tensor, "node"]) -> float:
+    def certain(self, mask: Bool[Tensor, "unit"]) -> float:
         """The performance score of one mask by the slow, naive path: for decisions that rounding could turn."""
-        return self.percent(mask[None]).item()
+        return self.baseline().percent(self.oracle.score(mask[None])).item()
+
+    def certain_alone(self, unit: Unit | str) -> float:
+        """The performance score with one unit removed on its own, likewise."""
+        return self.baseline().percent(self.oracle.alone([unit])).item()
 
     def baseline(self) -> Baseline:
         """Scores of the untouched and of the fully patched model, computed once.
@@ -166,7 +212,7 @@ class Engine(ABC):
             MeasurementError: A percentage of this baseline would mean nothing.
         """
         if self._baseline is None:
-            clean = self.measure(self._clean[None], slice(0, len(self.prompts)))[0]
+            clean = self.measure(self.known_clean[None], slice(0, len(self.prompts)))[0]
             patched = self.score(self.universe.empty()[None])[0]
             baseline = Baseline(clean, patched, self.metric.floor, self.metric.unit)
             baseline.check(self.metric)
@@ -174,18 +220,22 @@ class Engine(ABC):
         return self._baseline
 
     @cached_property
-    def _clean(self) -> Logits:
+    def known_clean(self) -> Logits:
+        """``clean_logits``, computed once."""
         return self.clean_logits()
 
     def measure(self, logits: Logits, rows: slice) -> Values:
         """The metric on logits of some prompts."""
-        return self._measured(logits, rows, self._clean)
-
-    def _measured(self, logits: Logits, rows: slice, clean: Logits) -> Values:
         prompts = self.prompts.take(range(rows.start, rows.stop))
-        return self.metric.score(logits, prompts, clean_logits=clean[rows].to(logits.device)).float().cpu()
+        clean = self.known_clean[rows].to(logits.device)
+        return self.metric.score(logits, prompts, clean_logits=clean).float().cpu()
 
-    def _checked(self, masks: Masks) -> Masks:
+    def checked(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Masks:
+        """Refuses what is no mask of this engine.
+
+        Raises:
+            MeasurementError: No mask, or masks of another universe.
+        """
         if masks.ndim != 2 or masks.shape[1] != len(self.universe) or masks.dtype != torch.bool:
             raise MeasurementError(
                 f"Masks must be a boolean table of masks x {len(self.universe)} units, found {tuple(masks.shape)} of {masks.dtype}. "
@@ -193,4 +243,9 @@ class Engine(ABC):
             )
         if len(masks) == 0:
             raise MeasurementError("The list of masks is empty, so there is nothing to score. Give at least one mask.")
+        if base is not None and (base.shape != masks.shape[1:] or base.dtype != torch.bool):
+            raise MeasurementError(
+                f"The base must be one mask of {len(self.universe)} units, found {tuple(base.shape)} of {base.dtype}. "
+                "Make it with engine.universe."
+            )
         return masks

@@ -59,14 +59,17 @@ class DryEngine(PackedEngine):
 
     def percent(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Float[Tensor, "mask"]:
         """Makes the passes and returns what is assumed."""
-        for _ in self.passes(self._checked(masks), base):
+        for _ in self.passes(self.checked(masks), base):
             pass
         return torch.full((len(masks),), self.assume)
 
     def certain(self, mask: Bool[Tensor, "node"]) -> float:
         return self.assume
 
-    def _measured(self, logits: Logits, rows: slice, clean: Logits) -> Values:
+    def check(self) -> None:
+        """Nothing to compare: there are no weights."""
+
+    def measure(self, logits: Logits, rows: slice) -> Values:
         return torch.full(logits.shape[:-1], self.assume / 100)
 
 

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection
 
-from circuitkit.core.circuit import Circuit
-from circuitkit.core.node import Kind, Node
-from circuitkit.core.universe import NodeUniverse
+from circuitkit.core.node import Kind, Unit
+from circuitkit.core.universe import Universe
 
 
-def random_sets(universe: NodeUniverse, like: Circuit, *, draws: int, seed: int, avoid: Collection[Node] = ()) -> list[tuple[Node, ...]]:
-    """Sets with as many heads and as many MLPs as a circuit, drawn at random without replacement.
+def random_sets(
+    universe: Universe, like: Collection[Unit], *, draws: int, seed: int, avoid: Collection[Unit] = ()
+) -> list[tuple[Unit, ...]]:
+    """Sets with as many units of each kind (heads, MLPs, neurons, edges, ...) as a circuit has, drawn at random without replacement.
 
     Args:
-        universe: All components of the model.
-        like: The circuit whose size they have.
+        universe: All units that there are.
+        like: The members of the circuit whose size they have.
         draws: How many sets.
         seed: Of the draws.
         avoid: Components that no set should have. Where too few others are left, all of those are taken and the rest is drawn from these:
             a circuit with nearly all MLPs leaves no other choice.
     """
     source = random.Random(seed)
-    sizes = {Kind.HEAD: len(like.heads), Kind.MLP: len(like.mlps)}
-    drawn = [[node for kind, size in sizes.items() for node in _drawn(source, universe, kind, size, avoid)] for _ in range(draws)]
-    return [universe.members(universe.mask(nodes)) for nodes in drawn]
+    counts = Counter(unit.kind for unit in like)
+    sizes = {kind: counts[kind] for kind in Kind if counts[kind]}
+    drawn = [[unit for kind, size in sizes.items() for unit in _drawn(source, universe, kind, size, avoid)] for _ in range(draws)]
+    return [universe.members(universe.mask(units)) for units in drawn]
 
 
-def _drawn(source: random.Random, universe: NodeUniverse, kind: Kind, size: int, avoid: Collection[Node]) -> list[Node]:
-    free = [node for node in universe.nodes if node.kind is kind and node not in avoid]
+def _drawn(source: random.Random, universe: Universe, kind: Kind, size: int, avoid: Collection[Unit]) -> list[Unit]:
+    avoid = set(avoid)
+    free = [unit for unit in universe if unit.kind is kind and unit not in avoid]
     if size <= len(free):
         return source.sample(free, size)
-    return free + source.sample([node for node in universe.nodes if node.kind is kind and node in avoid], size - len(free))
+    return free + source.sample([unit for unit in universe if unit.kind is kind and unit in avoid], size - len(free))

@@ -116,7 +116,7 @@ def _masks(engine: Engine, rows: Sequence[_Row], draws: int, seed: int) -> dict[
     masks: dict[Hashable, Bool[Tensor, "node"]] = {}
     for row in rows:
         kept = member_mask(engine, row.circuit, row.label)
-        drawn = random_sets(engine.universe, row.circuit, draws=draws, seed=seed) if row.is_random else []
+        drawn = random_sets(engine.universe, row.circuit.members, draws=draws, seed=seed) if row.is_random else []
         each = [engine.universe.mask(nodes) for nodes in drawn] if row.is_random else [kept]
         masks |= {(row.label, place): mask for place, mask in enumerate(each)}
     return masks

@@ -13,8 +13,8 @@ from torch import Tensor
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
-from circuitkit.core.node import Kind, Node
-from circuitkit.core.universe import NodeUniverse
+from circuitkit.core.node import Kind, Unit
+from circuitkit.core.universe import Universe
 from circuitkit.engine.base import Engine
 from circuitkit.evaluation.controls import random_sets
 from circuitkit.evaluation.scoring import NamedMasks, NamedScores, measured, member_mask, scored
@@ -27,8 +27,8 @@ class _RemovedSet:
     """A set that is removed from the model at once, with random sets of its size."""
 
     label: str
-    nodes: tuple[Node, ...]
-    controls: list[tuple[Node, ...]]
+    units: tuple[Unit, ...]
+    controls: list[tuple[Unit, ...]]
 
 
 def evaluate(
@@ -55,7 +55,7 @@ def evaluate(
     Source: "Towards Interpretable Sequence Continuation" (arXiv 2311.04131), importance of components and random baselines.
 
     Args:
-        engine: Scores masks; its universe is that of whole components.
+        engine: Scores masks over the kind of units that the circuit has.
         circuit: What to evaluate.
         label: Of the circuit, for people.
         task: Name of the task that the prompts are of.
@@ -70,7 +70,7 @@ def evaluate(
         A finding of kind ``evaluation``.
 
     Raises:
-        CircuitError: The circuit, or the shared set, is empty, of edges, or of another model.
+        CircuitError: The circuit, or the shared set, is empty, of another level than the engine's masks, or of another model.
         ConfigError: Less than one draw or resample, or a confidence outside of (0, 1).
         MeasurementError: The model cannot do the task, or a score is not finite.
     """
@@ -80,13 +80,14 @@ def evaluate(
     if shared is not None:
         member_mask(engine, shared, "of the shared set")
     sets = _removed_sets(universe, circuit, label, shared, draws, seed)
-    random_circuits = random_sets(universe, circuit, draws=draws, seed=seed)
+    random_circuits = random_sets(universe, circuit.members, draws=draws, seed=seed)
     groups = _masks(universe, circuit, kept, sets, random_circuits)
     found = measured(engine, groups)
     found |= {("control", each.label): torch.stack([found["control", each.label, draw] for draw in range(draws)]).mean(0) for each in sets}
     scores = scored(engine, found, resamples=resamples, confidence=confidence, seed=seed)
     body = {
-        "circuit": {"label": label, "nodes": list(circuit.names), "n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)},
+        "circuit": {"label": label, "nodes": list(circuit.names), "n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)}
+        | ({"edges": [str(edge) for edge in circuit.edges]} if circuit.level.of_edges else {}),
         "task": task,
         "model": engine.model.name,
         **_measure(engine),
@@ -94,8 +95,8 @@ def evaluate(
         "confidence": confidence,
         "resamples": resamples,
         "prompts": _prompts(engine, scores),
-        "removed_from_circuit": {str(node): _removed(scores, ("circuit without", node), _CIRCUIT) for node in circuit.nodes},
-        "removed_from_model": {str(node): _removed(scores, ("model without", node)) for node in circuit.nodes},
+        "removed_from_circuit": {str(unit): _removed(scores, ("circuit without", unit), _CIRCUIT) for unit in circuit.members},
+        "removed_from_model": {str(unit): _removed(scores, ("model without", unit)) for unit in circuit.members},
         "random_head": _random_head(scores, universe),
         "random_circuits": _random_circuits(scores, draws, engine.margin),
         "sets_removed_from_model": [entry for each in sets for entry in _removed_set(scores, each, engine.margin)],
@@ -104,33 +105,38 @@ def evaluate(
 
 
 def _masks(
-    universe: NodeUniverse,
+    universe: Universe,
     circuit: Circuit,
-    kept: Bool[Tensor, "node"],
+    kept: Bool[Tensor, "unit"],
     sets: Sequence[_RemovedSet],
-    random_circuits: Sequence[Sequence[Node]],
+    random_circuits: Sequence[Sequence[Unit]],
 ) -> list[NamedMasks]:
     """Every mask to score, together with those that share most with it."""
     full = universe.full()
-    alone = [node for node in universe.nodes if node.kind is Kind.HEAD or node in circuit]
+    members = set(circuit.members)
+    alone = [unit for unit in universe if unit.kind is Kind.HEAD or unit in members]
     return [
-        NamedMasks({_CIRCUIT: kept} | {("circuit without", node): universe.without(kept, [node]) for node in circuit.nodes}, kept),
+        NamedMasks({_CIRCUIT: kept} | {("circuit without", unit): universe.without(kept, [unit]) for unit in circuit.members}, kept),
         NamedMasks(
-            {("model without", node): universe.without(full, [node]) for node in alone}
-            | {("set", each.label): universe.without(full, each.nodes) for each in sets}
-            | {("control", each.label, draw): universe.without(full, nodes) for each in sets for draw, nodes in enumerate(each.controls)},
+            {("model without", unit): universe.without(full, [unit]) for unit in alone}
+            | {("set", each.label): universe.without(full, each.units) for each in sets}
+            | {("control", each.label, draw): universe.without(full, units) for each in sets for draw, units in enumerate(each.controls)},
             full,
         ),
-        NamedMasks({("random circuit", draw): universe.mask(nodes) for draw, nodes in enumerate(random_circuits)}),
+        NamedMasks({("random circuit", draw): universe.mask(units) for draw, units in enumerate(random_circuits)}),
     ]
 
 
-def _removed_sets(universe: NodeUniverse, circuit: Circuit, label: str, shared: Circuit | None, draws: int, seed: int) -> list[_RemovedSet]:
+def _removed_sets(universe: Universe, circuit: Circuit, label: str, shared: Circuit | None, draws: int, seed: int) -> list[_RemovedSet]:
     """The circuit and the shared set, and the heads of each alone, because most sets hold nearly all MLPs."""
     whole = {label: circuit} | ({"the shared set": shared} if shared is not None else {})
-    heads = {f"{name}, heads only": replace(each, nodes=each.heads) for name, each in whole.items() if each.heads and each.mlps}
+    heads = {
+        f"{name}, heads only": replace(each, nodes=each.heads)
+        for name, each in whole.items()
+        if each.heads and each.mlps and not each.level.of_edges
+    }
     return [
-        _RemovedSet(name, each.nodes, random_sets(universe, each, draws=draws, seed=seed, avoid=each.nodes))
+        _RemovedSet(name, each.members, random_sets(universe, each.members, draws=draws, seed=seed, avoid=each.members))
         for name, each in (whole | heads).items()
     ]
 
@@ -159,9 +165,10 @@ def _removed(scores: NamedScores, key: object, reference: object | None = None) 
     return scores.interval(key).plain() | {"drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
 
 
-def _random_head(scores: NamedScores, universe: NodeUniverse) -> dict[str, Any]:
-    drops = {str(node): scores.drop(("model without", node)).value for node in universe.nodes if node.kind is Kind.HEAD}
-    return {"mean_drop": sum(max(0.0, drop) for drop in drops.values()) / len(drops), "n": len(drops), "drops": drops}
+def _random_head(scores: NamedScores, universe: Universe) -> dict[str, Any]:
+    drops = {str(node): scores.drop(("model without", node)).value for node in universe if node.kind is Kind.HEAD}
+    mean = sum(max(0.0, drop) for drop in drops.values()) / len(drops) if drops else None  # there are none among edges
+    return {"mean_drop": mean, "n": len(drops), "drops": drops}
 
 
 def _random_circuits(scores: NamedScores, draws: int, margin: float) -> dict[str, Any]:
@@ -177,8 +184,8 @@ def _removed_set(scores: NamedScores, each: _RemovedSet, margin: float) -> list[
     as_bad = (1 + sum(control <= score + margin for control in controls)) / (1 + draws)
     interval = scores.interval(("set", each.label)).plain()
     mean = scores.interval(("control", each.label)).plain()
-    names = [str(node) for node in each.nodes]
-    in_common = sum(len({*control} & {*each.nodes}) for control in each.controls) / draws
+    names = [str(unit) for unit in each.units]
+    in_common = sum(len({*control} & {*each.units}) for control in each.controls) / draws
     return [
         {"label": each.label, "nodes": names, "score": interval, "control_of": None, "share_as_bad": as_bad},
         {"label": f"random like {each.label}", "nodes": [], "score": mean, "control_of": each.label}

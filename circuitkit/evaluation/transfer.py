@@ -230,8 +230,10 @@ def _removals(universe: NodeUniverse, sets: Mapping[str, Circuit], mlps: bool, d
             continue
         removals.append(Removal(label, (removed,)))
         if draws:
-            drawn = random_sets(universe, removed, draws=draws, seed=seed, avoid=removed.nodes)
-            removals.append(Removal(control_of(label), tuple(replace(removed, nodes=nodes) for nodes in drawn), control=True))
+            drawn = [universe.mask(nodes) for nodes in random_sets(universe, removed.nodes, draws=draws, seed=seed, avoid=removed.nodes)]
+            removals.append(
+                Removal(control_of(label), tuple(replace(removed, nodes=universe.members(each)) for each in drawn), control=True)
+            )
             _note_overlap(label, removed, universe)
     if not removals:
         raise ConfigError("None of the sets has anything to remove. Give circuits with heads, or mlps=true for circuits of MLPs.")

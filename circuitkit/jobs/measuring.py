@@ -18,8 +18,7 @@ from circuitkit.core.findings import Finding
 from circuitkit.core.literature import PublishedCircuit, fitted
 from circuitkit.core.records import TextArtifact
 from circuitkit.engine import Engine
-from circuitkit.engine.distributed import DistributedEngine, spread
-from circuitkit.engine.proof.quick import quick_check
+from circuitkit.engine.distributed import shared
 from circuitkit.evaluation import solvable_prompts
 from circuitkit.jobs.find import loggers
 from circuitkit.loggers import JsonlLogger
@@ -127,15 +126,10 @@ def leave(group: LoggerGroup, finding: Finding, numbers: Mapping[str, float | in
 @contextmanager
 def scorer(engine: Engine) -> Iterator[Engine | None]:
     """An engine that is checked and that all processes of the launch share; None in a process that has only served the first one."""
-    with spread(engine) as shared:
-        if isinstance(shared, DistributedEngine) and not shared.leads:
-            shared.serve()
-            yield None
-            return
-        quick_check(shared)
-        yield shared
-        if isinstance(shared, DistributedEngine):
-            shared.finish("done")
+    with shared(engine) as joined:
+        if joined is not None:
+            joined.check()
+        yield joined
 
 
 def on_model(found: Circuit | PublishedCircuit, model: HookedModel) -> Circuit:

@@ -76,13 +76,11 @@ def dry_run(
     target: torch.device | None = None,
 ) -> Cost:
     """Makes the passes of a run, with every score assumed, and counts them."""
-    engine = DryEngine(
-        model, prompts, patcher, metric, method.units(model.universe, prompts), max_rows=max_rows, assume=assume, target=target
-    )
+    engine = DryEngine(model, prompts, patcher, metric, method.universe(model, prompts), max_rows=max_rows, assume=assume, target=target)
     steps: list[Any] = []
     with FlopCounterMode(display=False) as counter:
         engine.baseline()
-        method.discover(engine, on_step=steps.append)
+        method.discover(method.over(engine), on_step=steps.append)
     return cost(engine, len(steps), counter.get_total_flops())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.node import Level
@@ -11,6 +12,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import Step
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
+from circuitkit.models.hooked import HookedModel
 
 OnStep = Callable[[Step], None]
 
@@ -21,22 +23,28 @@ class Method(ABC):
     Attributes:
         name: As it is logged and configured.
         level: How fine the units are that it searches.
+        threshold: Share of the untouched model's score at which it decides; None for a method that decides by no threshold.
     """
 
     name: str
     level: Level = Level.NODE
+    threshold: float | None = None
 
-    def units(self, universe: NodeUniverse, prompts: PromptSet) -> NodeUniverse:
-        """The units that the method wants to search, made from a model's heads and MLPs. By default these."""
-        return universe
+    def universe(self, model: HookedModel, prompts: PromptSet) -> NodeUniverse:
+        """The nodes that the method wants an engine over. By default a model's heads and MLPs."""
+        return model.universe
+
+    def over(self, engine: Engine) -> Engine:
+        """The engine to search with, made from one over ``universe``: that one, or one over edges. By default that one."""
+        return engine
 
     @abstractmethod
-    def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit | Scores:
+    def discover(self, engine: Any, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit | Scores:
         """Runs the search.
 
         Args:
-            engine: Scores masks.
+            engine: Scores masks; what ``over`` returned, or the same spread over several processes.
             on_step: To be called after each decision, in order.
-            history: The first decisions, made by an earlier process of the same run: to be told to ``on_step`` like any other, without
-                scoring them again. A method may leave this argument out; it is then run from its start, and its steps are compared.
+            history: The first decisions, made by an earlier process of the same run: to be told to ``on_step`` like any other. A method
+                that scores them again instead gives the same steps, which are compared.
         """

@@ -17,10 +17,10 @@ from circuitkit.core.errors import ConfigError, unknown_choice
 from circuitkit.core.node import Edge, Level
 from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
-from circuitkit.engine.edges.base import EdgeEngine, Mlps
-from circuitkit.engine.proof.edges import check_edges, edge_engine
+from circuitkit.engine.edges.base import Mlps
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.guessing import Decision, Guesser
+from circuitkit.patchers.base import Patcher
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +44,12 @@ class EdgePruning(Method):
         mlps: With ``single``, what MLPs between sender and receiver do: ``recompute`` as in the IOI paper, or ``freeze``. In whole graphs
             an edge is always the direct path alone.
         split: Whether edges into a head are split into those to its queries, keys and values.
+        edge_patcher: By what a removed edge replaces what its sender gives; None for the run's patcher, which in any case stands for
+            everything outside of the circuit. The paper takes means there and the corrupt run (``Resample``) for edges.
     """
 
     name = "edge_pruning"
+    threshold: float
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class EdgePruning(Method):
         rule: Literal["single", "cumulative"] = "single",
         mlps: Mlps = "recompute",
         split: bool = True,
+        edge_patcher: Patcher | None = None,
     ) -> None:
         if not 0 < threshold <= 1:
             raise ConfigError(f"method.threshold must be in (0, 1], found {threshold}. It is the share of the untouched model's score; "
@@ -66,13 +70,16 @@ class EdgePruning(Method):
         self.rule = rule
         self.mlps = mlps
         self.split = split
+        self.edge_patcher = edge_patcher
         self.level = Level.EDGE_QKV if split else Level.EDGE
 
-    def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit:
+    def over(self, engine: Engine) -> Engine:
         circuit = Circuit.load(self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
-        edges = edge_engine(engine, circuit, level=self.level, mlps=self.mlps)
-        check_edges(edges)
-        node_score = edges.percent(edges.score(edges.universe.full()[None])).item()
+        return engine.edges(circuit, level=self.level, mlps=self.mlps, patcher=self.edge_patcher)
+
+    def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit:
+        edges, universe = engine, engine.universe.as_edges()
+        node_score = edges.percent(universe.full()[None]).item()
         if not node_score > 100 * self.threshold:
             _log.warning(
                 "On these prompts the circuit scores %.1f %% with all its edges, which is not above the threshold of %.1f %%: an edge goes "
@@ -81,24 +88,24 @@ class EdgePruning(Method):
             )  # fmt: skip
         decide = self._single if self.rule == "single" else self._cumulative
         mask, scores = decide(edges, on_step, history)
-        nodes, kept = edges.universe.live(mask)
-        score = edges.percent(edges.score(edges.universe.mask(kept)[None])).item()
+        nodes, kept = universe.live(mask)
+        score = edges.percent(universe.mask(kept)[None]).item()
         provenance = {
             "rule": self.rule,
             "mlps": self.mlps,
             "threshold": 100 * self.threshold,
             "node_score": node_score,
             "edge_scores": scores,
-            "dropped_nodes": [str(node) for node in edges.universe.nodes if node not in nodes],
+            "dropped_nodes": [str(node) for node in universe.nodes if node not in nodes],
         }
         shape = engine.model.n_layers, engine.model.n_heads
-        return Circuit(nodes, *shape, engine.model.name, score, self.level, provenance, kept)
+        return Circuit(nodes, *shape, engine.model.name, score, self.level, provenance, kept, within=universe.nodes)
 
-    def _single(self, edges: EdgeEngine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
+    def _single(self, edges: Engine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
         """Every edge alone; a layer of receivers at a time, so that steps are told on the way."""
         scores: dict[str, float] = {}
         n_edges = n_left = len(edges.universe)
-        for _, part in groupby(edges.universe.edges, lambda edge: (edge.dst.layer, edge.dst.kind)):
+        for _, part in groupby(edges.universe.as_edges().edges, lambda edge: (edge.dst.layer, edge.dst.kind)):
             these = list(part)
             known = history[len(scores) : len(scores) + len(these)]
             found = [step.score for step in known] if len(known) == len(these) else self._alone(edges, these)
@@ -109,14 +116,14 @@ class EdgePruning(Method):
                 on_step(Step(0, len(scores) - 1, str(edge), score, kept, n_left, "edge", n_edges))
         return edges.universe.mask(name for name, score in scores.items() if not score > 100 * self.threshold), scores
 
-    def _alone(self, edges: EdgeEngine, these: Sequence[Edge]) -> Iterator[float]:
-        for edge, score in zip(these, edges.percent(edges.alone(these)).tolist(), strict=True):
+    def _alone(self, edges: Engine, these: Sequence[Edge]) -> Iterator[float]:
+        for edge, score in zip(these, edges.baseline().percent(edges.alone(these)).tolist(), strict=True):
             yield edges.certain_alone(edge) if abs(score - 100 * self.threshold) <= edges.margin else score
 
-    def _cumulative(self, edges: EdgeEngine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
+    def _cumulative(self, edges: Engine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
         """One edge after the other from the last receiver to the first: states before the receiver stay those of the whole circuit."""
         mask, scores = edges.universe.full(), dict[str, float]()
-        candidates: list[Edge] = list(reversed(edges.universe.edges))
+        candidates: list[Edge] = list(reversed(edges.universe.as_edges().edges))
         guesser = Guesser(edges.batch, removing=False)
         while len(scores) < len(candidates):
             ahead = candidates[len(scores) : len(scores) + guesser.depth]
@@ -128,8 +135,8 @@ class EdgePruning(Method):
                 on_step(step)
         return mask, scores
 
-    def _decide(self, edges: EdgeEngine, mask: Bool[Tensor, "edge"], candidates: Sequence[Edge], guesser: Guesser) -> list[Decision]:
+    def _decide(self, edges: Engine, mask: Bool[Tensor, "edge"], candidates: Sequence[Edge], guesser: Guesser) -> list[Decision]:
         masks = torch.stack(guesser.masks(edges.universe, mask, candidates))
-        scores = zip(masks, edges.percent(edges.score(masks)).tolist(), strict=True)
+        scores = zip(masks, edges.percent(masks).tolist(), strict=True)
         sure = (edges.certain(trial) if abs(score - 100 * self.threshold) <= edges.margin else score for trial, score in scores)
         return guesser.decide(candidates, sure, 100 * self.threshold)

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuitkit.core.records import Step
-from circuitkit.core.universe import EdgeUniverse, NodeUniverse
+from circuitkit.core.universe import Universe
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ class Guesser:
         self.depth = min(2, limit)
         self.removing = removing
 
-    def masks(
-        self, universe: NodeUniverse | EdgeUniverse, mask: Bool[Tensor, "unit"], candidates: Sequence[Any]
-    ) -> list[Bool[Tensor, "unit"]]:
+    def masks(self, universe: Universe, mask: Bool[Tensor, "unit"], candidates: Sequence[Any]) -> list[Bool[Tensor, "unit"]]:
         """For each candidate the mask without it, were the guess right about those before it."""
         if self.removing:
             return [universe.without(mask, candidates[: place + 1]) for place in range(len(candidates))]

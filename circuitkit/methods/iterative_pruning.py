@@ -37,6 +37,7 @@ class IterativePruning(Method):
     """
 
     name = "iterative_pruning"
+    threshold: float
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class IterativePruning(Method):
         self.speculate = speculate
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit:
-        universe = engine.universe
+        universe = engine.universe.as_nodes()
         never = {universe.nodes[universe.index(name)] for name in self.keep}
         mask, score, sweep, order = universe.full(), 100.0, 0, 0
         while self.max_sweeps is None or sweep < self.max_sweeps:

@@ -17,6 +17,7 @@ from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.recall import scored_in_parts
+from circuitkit.models.hooked import HookedModel
 
 
 class Knockout(Method):
@@ -40,13 +41,13 @@ class Knockout(Method):
         if isinstance(self.positions, str) and self.positions != "all":
             raise ConfigError(f"method.positions must be a list such as [S1,last] or [0,5], or 'all'; found {self.positions!r}.")
 
-    def units(self, universe: NodeUniverse, prompts: PromptSet) -> NodeUniverse:
+    def universe(self, model: HookedModel, prompts: PromptSet) -> NodeUniverse:
         if self.positions is None:
-            return universe
-        return universe.at(range(prompts.n_pos) if self.positions == "all" else self.positions)
+            return model.universe
+        return model.universe.at(range(prompts.n_pos) if self.positions == "all" else self.positions)
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Scores:
-        universe = engine.universe
+        universe = engine.universe.as_nodes()
         start = Circuit.load(self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
         if start is not None:
             start.check_fits(engine.model.n_layers, engine.model.n_heads, engine.model.name)

@@ -57,7 +57,7 @@ class RandomCircuit(Method):
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Scores:
-        universe = engine.universe
+        universe = engine.universe.as_nodes()
         n_heads, n_mlps = self._size(engine)
         excluded = {universe.nodes[universe.index(name)] for name in self.exclude}
         pool = [node for node in universe.nodes if node not in excluded]

@@ -99,7 +99,7 @@ def prompts(whole) -> PromptSet:
 
 def found(model: HookedModel, prompts: PromptSet, name: str, method, *, engine=PackedEngine):
     """What a method returns, and every score on the way."""
-    scorer = engine(model, prompts, PATCHERS[name], LogitDiff(), method.units(model.universe, prompts))
+    scorer = engine(model, prompts, PATCHERS[name], LogitDiff(), method.universe(model, prompts))
     if engine is PackedEngine:
         quick_check(scorer)
     steps = []

@@ -75,7 +75,31 @@ def test_names_as_mib_and_eap_ig_write_them(name, node):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a7", "h3", "a7.h", "a7.h11<x>", "m", "m9<q>", "m-1", "a7.h11 ", " m9", "m9@", "m9@a b", "A1.H2", "m9\n"]
+    "name",
+    [
+        "",
+        "a",
+        "h3",
+        "a7.h",
+        "a7<q>",
+        "m7.n",
+        "m7.f",
+        "r7",
+        "r7.n3",
+        "a7.n3",
+        "r7.e3",
+        "r7.f1<q>",
+        "a7.h11<x>",
+        "m",
+        "m9<q>",
+        "m-1",
+        "a7.h11 ",
+        " m9",
+        "m9@",
+        "m9@a b",
+        "A1.H2",
+        "m9\n",
+    ],
 )
 def test_what_is_no_node_name(name):
     with pytest.raises(CircuitError, match="is not a node name. Expected a head such as 'a7.h11'"):

@@ -41,7 +41,7 @@ def halved(family: str) -> HookedModel:
 def search(model: HookedModel, patcher: Patcher, positions, assume: float, prompts: PromptSet | None = None) -> DryEngine:
     method = Knockout(positions=positions) if positions else IterativePruning()
     prompts = prompts or tiny_prompts()
-    engine = DryEngine(model, prompts, patcher, LogitDiff(), method.units(model.universe, prompts), assume=assume, max_rows=100)
+    engine = DryEngine(model, prompts, patcher, LogitDiff(), method.universe(model, prompts), assume=assume, max_rows=100)
     method.discover(engine, on_step=lambda step: None)
     return engine
 

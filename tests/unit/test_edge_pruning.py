@@ -18,11 +18,10 @@ from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.engine import PackedEdges
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
-from circuitkit.engine.proof.edges import edge_engine
 from circuitkit.loggers import JsonlLogger
 from circuitkit.methods import EdgePruning
 from circuitkit.metrics import LogitDiff
-from circuitkit.patchers import Mean, Zero
+from circuitkit.patchers import Mean, Resample, Zero
 
 RULES = ("single", "cumulative")
 
@@ -30,13 +29,8 @@ RULES = ("single", "cumulative")
 def pruned(engine, circuit, history=(), **settings):
     """The circuit and the steps of a search."""
     steps = []
-    return EdgePruning(circuit, **settings).discover(engine, on_step=steps.append, history=history), steps
-
-
-@pytest.fixture
-def unchecked(monkeypatch):
-    """Without the self-check, which has tests of its own, for tests that search many times."""
-    monkeypatch.setattr("circuitkit.methods.edge_pruning.check_edges", lambda edges: None)
+    method = EdgePruning(circuit, **settings)
+    return method.discover(method.over(engine), on_step=steps.append, history=history), steps
 
 
 # A circuit whose paths are known
@@ -55,7 +49,7 @@ TRUE = ["input->a0.h1<v>", "a0.h1->m1", "m1->a2.h0<v>", "a2.h0->logits"]
     ],
     ids=["direct", "paths", "cumulative"],
 )
-def test_planted_paths_are_found(engine_class, settings, more, split, unchecked):
+def test_planted_paths_are_found(engine_class, settings, more, split):
     engine = engine_class(planted_model(), planted_prompts(), Mean(), LogitDiff())
     circuit, steps = pruned(engine, WITH_NOISE, split=split, **settings)
     expected = {name if split else name.replace("<v>", "") for name in [*TRUE, *more]}
@@ -96,17 +90,17 @@ def test_both_engines_decide_alike(family, patcher, split, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_score_is_that_of_the_graph_that_is_left(rule, unchecked):
+def test_the_score_is_that_of_the_graph_that_is_left(rule):
     """Of the kept edges; those that lead nowhere, which are left out, would not change it."""
     model = shared_model("llama", 3, 4)
     engine = PackedEngine(model, solvable_prompts(model, 4, 4), Mean(), LogitDiff())
     circuit = Circuit.of(model.universe, random_masks(1, len(model.universe), seed=1)[0])
     found, steps = pruned(engine, circuit, rule=rule, threshold=0.5)
-    edges = edge_engine(ReferenceEngine(model, engine.prompts, Mean(), LogitDiff()), circuit)
+    edges = ReferenceEngine(model, engine.prompts, Mean(), LogitDiff()).edges(circuit)
     kept = edges.universe.mask(step.node for step in steps if step.kept)
     live, whole = edges.universe.mask(found.edges), edges.universe.full()
     assert (live & ~kept).sum() == 0 and (found.nodes, found.edges) == edges.universe.live(kept)
-    expected = edges.percent(edges.score(torch.stack([live, kept, whole]))).tolist()
+    expected = edges.percent(torch.stack([live, kept, whole])).tolist()
     assert [found.score, found.score, found.provenance["node_score"]] == pytest.approx(expected, abs=1e-2)
     if rule == "cumulative":  # the score of the last removal
         assert found.score == pytest.approx(next(step.score for step in reversed(steps) if not step.kept), abs=1e-2)
@@ -138,7 +132,7 @@ class Wide(PackedEngine):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_from_every_step_it_goes_on_to_the_same(rule, unchecked, monkeypatch):
+def test_from_every_step_it_goes_on_to_the_same(rule, monkeypatch):
     """To the last bit, and with nothing scored that is known, by the fast or by the naive path."""
     asked = []
 
@@ -169,7 +163,7 @@ def test_from_every_step_it_goes_on_to_the_same(rule, unchecked, monkeypatch):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_close_decisions_are_taken_by_the_naive_path(rule, unchecked, monkeypatch):
+def test_close_decisions_are_taken_by_the_naive_path(rule, monkeypatch):
     model = shared_model("gpt2", 2, 2)
     engine = PackedEngine(model, solvable_prompts(model, 4, 4), Mean(), LogitDiff())
     circuit = Circuit(model.universe.nodes, 2, 2)
@@ -211,7 +205,9 @@ def test_the_files_of_a_run(tmp_path, rule):
 def test_a_run_that_keeps_no_edge(tmp_path):
     """Its score is that of the circuit on the corrupt prompts, and not that of the model with everything replaced."""
     nodes = Circuit(tuple(Node.parse(name) for name in PLANTED), 4, 3)
-    result = run(loggers=[JsonlLogger(tmp_path)], method=EdgePruning(nodes, threshold=0.01), task=Toy(n=5), patcher=Zero())
+    result = run(
+        loggers=[JsonlLogger(tmp_path)], method=EdgePruning(nodes, threshold=0.01, edge_patcher=Resample()), task=Toy(n=5), patcher=Zero()
+    )
     corrupt = planted_model().hf(result.prompts.corrupt).logits[:, -1, 1].mean() / result.baseline.clean.mean()
     assert result.circuit.edges == result.circuit.nodes == () and len(result.circuit.provenance["dropped_nodes"]) == 3
     assert result.circuit.score == pytest.approx(100 * corrupt.item(), abs=1e-3) and result.circuit.score > 1

@@ -38,7 +38,7 @@ from circuitkit.engine.edges.engine import PackedEdges
 from circuitkit.engine.oracle.edges import ReferenceEdges
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
-from circuitkit.engine.proof.edges import check_edges, edge_engine
+from circuitkit.engine.proof.edges import check_edges
 from circuitkit.methods import Knockout
 from circuitkit.metrics import LogitDiff
 from circuitkit.models.hooked import HookedModel
@@ -53,12 +53,12 @@ TOLERANCE = 1e-5  # of the spread of the logit differences
 def edges_of(engine: Engine, keep: float = 0.6, seed: int = 0, **options) -> EdgeEngine:
     """The edge engine of a random circuit."""
     mask = random_masks(1, len(engine.universe), seed, keep)[0]
-    return edge_engine(engine, Circuit.of(engine.universe, mask), **options)
+    return engine.edges(Circuit.of(engine.universe, mask), **options)
 
 
-def both(model: HookedModel, prompts: PromptSet, patcher, circuit: Circuit, max_rows: int | None = None, **options):
+def both(model: HookedModel, prompts: PromptSet, ablation, circuit: Circuit, max_rows: int | None = None, **options):
     """The fast and the naive edge engine on the same things."""
-    fast, naive = engines(model, prompts, patcher, max_rows=max_rows)
+    fast, naive = engines(model, prompts, ablation, max_rows=max_rows)
     return PackedEdges(fast, circuit, **options), ReferenceEdges(naive, circuit, **options)
 
 
@@ -144,7 +144,7 @@ def hand_edges(model: HookedModel, which: int, **options) -> EdgeEngine:
     one = torch.tensor([1, 1])
     clean, corrupt = (values.long()[:, None].expand(2, 3).contiguous() for values in (CLEAN, CORRUPT))
     circuit = Circuit(nodes("a0.h0", "m0", "a1.h0", "a1.h1", "m1"), 2, 2)
-    return both(model, PromptSet(clean, corrupt, one, one + 1, one - 1), Mean(), circuit, **options)[which]
+    return both(model, PromptSet(clean, corrupt, one, one + 1, one - 1), Mean(), circuit, **{"patcher": Resample(), **options})[which]
 
 
 def assert_lowers(values: torch.Tensor, effects: list[float]) -> None:
@@ -176,6 +176,20 @@ def test_whole_masks_by_hand(by_hand, which):
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
+@pytest.mark.parametrize(("patcher", "carried"), [(Zero(), torch.zeros(2)), (Mean(), CORRUPT.mean().expand(2))], ids=["zero", "mean"])
+def test_the_patcher_governs_what_a_removed_edge_carries(by_hand, which, patcher, carried):
+    """The model is linear: a sender's value by the patcher counts as if its part of the prompt had been that number."""
+    edges = hand_edges(by_hand, which, patcher=patcher, mlps="freeze")
+    # The embedding has a constant part, and m1 reads what the replaced a0.h1 adds: zeros would take that away too.
+    names = [name for name in DIRECT if not name.startswith(("input", "m1"))]
+    effects = torch.tensor([DIRECT[name] for name in names])[:, None] * (CLEAN - carried)
+    expected = BASE - effects
+    torch.testing.assert_close(edges.alone(names), expected, rtol=0, atol=1e-3)
+    masks = torch.stack([edges.universe.without(edges.universe.full(), [name]) for name in names])
+    torch.testing.assert_close(edges.score(masks), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
 def test_direct_effects_of_a_linear_models_sender_sum_to_its_total_effect(by_hand, which):
     edges = hand_edges(by_hand, which, mlps="freeze")
     effects = BASE - edges.alone(edges.universe.edges)
@@ -189,7 +203,7 @@ def test_direct_effects_of_a_linear_models_sender_sum_to_its_total_effect(by_han
 def test_the_total_effect_is_that_of_giving_the_sender_its_corrupt_output(which):
     """In any model: a mask without all outgoing edges of a sender against that output put in by a plain hook."""
     model, prompts = shared_model("gpt_neox", 3, 2), tiny_prompts(4, 4)
-    edges = both(model, prompts, Zero(), Circuit(model.universe.nodes, 3, 2))[which]
+    edges = both(model, prompts, Zero(), Circuit(model.universe.nodes, 3, 2), patcher=Resample())[which]
     masks = [torch.tensor([str(edge.src) != name for edge in edges.universe]) for name in ("m1", "m0")]
     for name, values in zip(("m1", "m0"), edges.score(torch.stack(masks)), strict=True):
         mlp, seen = model.module(int(name[1:]), "mlp"), []
@@ -389,7 +403,9 @@ def counted(max_rows: int | None, mlps: str = "recompute", n: int = 4) -> tuple[
     """An engine that has made its replacements, and whose work is counted from here on."""
     model = shared_model("gpt2", N_LAYERS, 4)
     engine = PackedEngine(model, tiny_prompts(n, 4), Mean(), LogitDiff(), max_rows=max_rows)
-    edges = PackedEdges(engine, Circuit(nodes("a0.h1", "m0", "a1.h0", "a1.h3", "m1", "a2.h2", "m2"), N_LAYERS, 4), mlps=mlps)
+    edges = PackedEdges(
+        engine, Circuit(nodes("a0.h1", "m0", "a1.h0", "a1.h3", "m1", "a2.h2", "m2"), N_LAYERS, 4), mlps=mlps, patcher=Resample()
+    )
     engine.score(engine.universe.full()[None])  # the untouched model, which every metric is held against
     return engine, edges
 
@@ -547,7 +563,7 @@ MODEL_2X2 = Circuit(nodes("a0.h0", "m1"), 2, 2)
 def test_circuits_and_settings_that_do_not_fit(engine_class, circuit, options, error, text):
     engine = engine_class(shared_model("gpt2", 2, 2), tiny_prompts(2, 3), Zero(), LogitDiff())
     with pytest.raises(error, match=text):
-        edge_engine(engine, circuit, **options)
+        engine.edges(circuit, **options)
 
 
 def test_a_circuit_of_edges_where_one_of_nodes_is_expected():
@@ -562,13 +578,13 @@ def test_a_model_whose_heads_do_not_add_on_their_own(engine_class):
     model = shared_model("gemma2", 2, 2)
     engine = engine_class(model, tiny_prompts(2, 3), Zero(), LogitDiff())
     with pytest.raises(ModelError, match="gemma2 puts a norm behind"):
-        edge_engine(engine, Circuit(model.universe.nodes, 2, 2))
+        engine.edges(Circuit(model.universe.nodes, 2, 2))
 
 
 def test_an_engine_of_positions_and_one_of_another_kind():
     model, prompts = shared_model("gpt2", 2, 2), tiny_prompts(2, 3)
     with pytest.raises(CircuitError, match="Edges are between whole components"):
-        edge_engine(PackedEngine(model, prompts, Zero(), LogitDiff(), model.universe.at(["last"])), MODEL_2X2)
+        PackedEngine(model, prompts, Zero(), LogitDiff(), model.universe.at(["last"])).edges(MODEL_2X2)
 
     class Own(ReferenceEngine.__base__):
         def passes(self, masks, base=None):
@@ -578,7 +594,7 @@ def test_an_engine_of_positions_and_one_of_another_kind():
             raise NotImplementedError
 
     with pytest.raises(MeasurementError, match="scored by the packed and by the reference engine, and this is a Own"):
-        edge_engine(Own(model, prompts, Zero(), LogitDiff()), MODEL_2X2)
+        Own(model, prompts, Zero(), LogitDiff()).edges(MODEL_2X2)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
@@ -589,6 +605,8 @@ def test_edges_and_masks_of_another_graph(which):
     with pytest.raises(CircuitError, match="m0 is not among its senders"):
         edges.alone([Edge.parse("m0->m1")])
     full = edges.universe.full()
-    for masks in (full, full[None, 1:], full[None].float(), full[None][:0]):
-        with pytest.raises(MeasurementError, match=f"boolean table of masks x {len(full)} edges"):
+    for masks in (full, full[None, 1:], full[None].float()):
+        with pytest.raises(MeasurementError, match=f"boolean table of masks x {len(full)} units"):
             edges.score(masks)
+    with pytest.raises(MeasurementError, match="The list of masks is empty"):
+        edges.score(full[None][:0])

@@ -199,14 +199,16 @@ def test_comparison_refuses():
 
 def test_random_sets_have_the_size_and_avoid_what_they_can():
     graph, like = Universe.of_nodes(3, 4), circuit_of("a0.h0", "a1.h1", "m0", "m1", n_layers=3, n_heads=4)
-    sets = random_sets(graph, like, draws=50, seed=0, avoid=like.nodes)
+    sets = random_sets(graph, like.members, draws=50, seed=0, avoid=like.nodes)
     for nodes in sets:
         drawn = Circuit(nodes, 3, 4)
         assert (len(drawn.heads), len(drawn.mlps)) == (2, 2)
         assert not set(drawn.heads) & set(like.heads)
         assert "m2" in drawn.names, "the one MLP that is free, before any other"
     assert len(set(sets)) > 25
-    assert sets == random_sets(graph, like, draws=50, seed=0, avoid=like.nodes) != random_sets(graph, like, draws=50, seed=1)
+    assert (
+        sets == random_sets(graph, like.members, draws=50, seed=0, avoid=like.nodes) != random_sets(graph, like.members, draws=50, seed=1)
+    )
 
 
 # One circuit

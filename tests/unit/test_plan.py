@@ -69,7 +69,7 @@ def test_dry_run_makes_the_passes_of_a_real_edge_stage(family, max_rows):
     for kind, model in ((PackedEngine, real), (DryEngine, shape)):
         engine, told = kind(model, prompts, Mean(), LogitDiff(), max_rows=max_rows), []
         engine.baseline()
-        method.discover(engine, on_step=told.append)
+        method.discover(method.over(engine), on_step=told.append)
         work.append(engine.work)
         steps.append([step.node for step in told])
     assert work[0] == work[1] and steps[0] == steps[1]

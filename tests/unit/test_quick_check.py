@@ -14,7 +14,7 @@ from circuitkit.core.node import Kind
 from circuitkit.core.universe import Universe
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
-from circuitkit.engine.proof.quick import quick_check, rebuilt
+from circuitkit.engine.proof.quick import quick_check
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean, Needs, Patcher, Resample, Zero
 
@@ -201,7 +201,7 @@ def test_weights_that_are_not_finite(where, value):
 
 def test_an_engine_made_anew_keeps_its_bound_and_its_class():
     engine = IgnoresMasks(tiny_model(), tiny_prompts(), Mean(), LogitDiff(), Universe.of_nodes(3, 2, ("last",)), max_rows=3)
-    other = rebuilt(engine, engine.prompts.take([0, 1]))
+    other = engine.on(engine.prompts.take([0, 1]))
     assert type(other) is IgnoresMasks and other.budget.rows == 3 and len(other.prompts) == 2 and other.universe is engine.universe
     assert other.patcher is engine.patcher and other.metric is engine.metric and other.model is engine.model
-    assert type(rebuilt(ReferenceEngine(engine.model, engine.prompts, Zero(), LogitDiff()), engine.prompts)) is ReferenceEngine
+    assert type(ReferenceEngine(engine.model, engine.prompts, Zero(), LogitDiff()).on(engine.prompts)) is ReferenceEngine

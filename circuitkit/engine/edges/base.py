@@ -1,44 +1,54 @@
-"""EdgeEngine: turns edges of a circuit into scores.
+"""EdgeEngine: turns edges, of a circuit or of the whole model, into scores.
 
-An edge src->dst is removed by giving dst a residual stream in which src's output is what the circuit computes on the corrupt prompt.
-Everything outside of the circuit stays replaced throughout, in the clean and in the corrupt run.
+An edge src->dst is removed by giving dst a residual stream in which src's output is replaced, as the patcher says, by what the circuit
+computes on the corrupt prompt, by the mean of that, by zeros, ... Everything outside of the circuit stays replaced throughout, in the clean
+and in the corrupt run, by the patcher of the engine for nodes.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, ModelError, unknown_choice
+from circuitkit.core.errors import CircuitError, ConfigError, ModelError, unknown_choice
 from circuitkit.core.node import Edge, Level
-from circuitkit.core.shapes import Values
+from circuitkit.core.prompts import PromptSet
+from circuitkit.core.shapes import Logits
 from circuitkit.core.universe import EdgeUniverse
-from circuitkit.engine.base import Engine
+from circuitkit.engine.base import WHOLE, Baseline, Engine, Share
+from circuitkit.engine.nodes import NodeEngine
+from circuitkit.patchers.base import Patcher
 
 Mlps = Literal["recompute", "freeze"]
 """What MLPs between sender and receiver do while a single edge is patched: compute anew from what they read, as in the path patching of the
 IOI paper, or stay as they were, which leaves the direct path alone. Those outside of the circuit stay replaced."""
 
 
-class EdgeEngine(ABC):
-    """Scores edges between the members of a circuit, on the model, prompts, patcher and metric of an engine for nodes.
+class EdgeEngine(Engine):
+    """Scores edges between the members of a circuit, or of the whole model, on the model, prompts and metric of an engine for nodes.
+
+    ``score`` removes all edges of a mask at once; a removed edge is the direct path alone, and whatever else lies between recomputes.
+    ``alone`` is path patching of one edge at a time, in which MLPs do as ``mlps`` says.
 
     Source: path patching of "Interpretability in the Wild" (arXiv 2211.00593) inside the node circuit, as in "Towards Interpretable
     Sequence Continuation" (arXiv 2311.04131); whole edge masks as in "Towards Automated Circuit Discovery" (arXiv 2304.14997).
 
     Args:
         engine: For nodes.
-        circuit: The node circuit.
+        circuit: The node circuit; None for the whole model.
         level: Whether edges into heads are split by queries, keys and values.
         mlps: What MLPs between sender and receiver do while a single edge is patched.
+        patcher: By what a removed edge replaces its sender's output; None for the patcher of the engine for nodes.
 
     Attributes:
+        engine: For nodes.
+        circuit: The node circuit.
+        mlps: As given.
         universe: The edges.
         mask: The circuit over the engine's universe.
 
@@ -48,8 +58,17 @@ class EdgeEngine(ABC):
         ModelError: The model's heads do not add to the residual stream on their own.
     """
 
-    def __init__(self, engine: Engine, circuit: Circuit, *, level: Level | str = Level.EDGE_QKV, mlps: Mlps = "recompute") -> None:
-        self.engine = engine.local
+    universe: EdgeUniverse
+
+    def __init__(
+        self,
+        engine: NodeEngine,
+        circuit: Circuit | None = None,
+        *,
+        level: Level | str = Level.EDGE_QKV,
+        mlps: Mlps = "recompute",
+        patcher: Patcher | None = None,
+    ) -> None:
         model = engine.model
         if engine.universe.spans:
             raise CircuitError("Edges are between whole components, and this engine has components at positions. Leave positions out.")
@@ -58,6 +77,7 @@ class EdgeEngine(ABC):
                 f"Edges need a model whose heads and MLPs add to the residual stream as they are, but {model.architecture.family} puts a "
                 "norm behind them, so that what a head adds depends on the others. Search nodes in it, or take another model."
             )
+        circuit = Circuit.of(model.universe, model.universe.full(), model=model.name) if circuit is None else circuit
         circuit.check_fits(model.n_layers, model.n_heads, model.name)
         if mlps not in ("recompute", "freeze"):
             raise ConfigError(unknown_choice("way to treat MLPs (mlps)", mlps, ("recompute", "freeze")))
@@ -66,29 +86,15 @@ class EdgeEngine(ABC):
         self.mask: Bool[Tensor, "node"] = circuit.mask(engine.universe)
         if not self.mask.any():
             raise CircuitError("The circuit is empty, so there are no edges in it. Take another one.")
+        universe = EdgeUniverse(circuit.nodes, Level(level), model.is_parallel)
+        super().__init__(model, engine.prompts, patcher or engine.patcher, engine.metric, universe)
+        self.engine = engine
+        self.circuit = circuit
         self.mlps = mlps
-        self.universe = EdgeUniverse(circuit.nodes, Level(level), model.is_parallel)
 
     @abstractmethod
-    def alone(self, edges: Sequence[Edge]) -> Float[Tensor, "edge prompt"]:
-        """The metric with each of these edges patched alone."""
-
-    @abstractmethod
-    def score(self, masks: Bool[Tensor, "mask edge"]) -> Values:
-        """The metric for each mask over the edges and each prompt. Removed edges are direct: whatever else is between recomputes."""
-
-    @property
-    @abstractmethod
-    def oracle(self) -> EdgeEngine:
-        """The naive path to the same numbers."""
-
-    def certain_alone(self, edge: Edge) -> float:
-        """The performance score with one edge patched, by the naive path: for decisions that rounding could turn."""
-        return self.oracle.percent(self.oracle.alone([edge])).item()
-
-    def certain(self, mask: Bool[Tensor, "edge"]) -> float:
-        """The performance score of one mask, likewise."""
-        return self.oracle.percent(self.oracle.score(mask[None])).item()
+    def alone(self, units: Sequence[Edge | str], share: Share = WHOLE) -> Float[Tensor, "edge prompt"]:  # type: ignore[override]
+        """The metric with each of these edges patched alone. Arguments as in ``Engine.alone``."""
 
     @property
     def margin(self) -> float:
@@ -97,23 +103,25 @@ class EdgeEngine(ABC):
         return self.engine.margin / 10
 
     @property
-    def batch(self) -> int:
-        """How many masks fit one pass without cost."""
-        return 1
+    def options(self) -> dict[str, Any]:
+        """What it was made with besides engine and circuit."""
+        return {"level": self.universe.level, "mlps": self.mlps, "patcher": self.patcher}
 
-    def percent(self, values: Values) -> Float[Tensor, "*mask"]:
-        """Values as performance scores, in % of the untouched model."""
-        return self.engine.baseline().percent(values)
+    def baseline(self) -> Baseline:
+        return self.engine.baseline()
 
-    def checked(self, masks: Bool[Tensor, "mask edge"]) -> Bool[Tensor, "mask edge"]:
-        """Refuses masks that are none over these edges.
+    def clean_logits(self) -> Logits:
+        return self.engine.known_clean
 
-        Raises:
-            MeasurementError: No mask, or masks of another universe.
-        """
-        if masks.ndim != 2 or masks.shape[1] != len(self.universe) or masks.dtype != torch.bool or not len(masks):
-            raise MeasurementError(
-                f"Masks must be a boolean table of masks x {len(self.universe)} edges, at least one, found {tuple(masks.shape)} of "
-                f"{masks.dtype}. Make them with the universe of the edge engine."
-            )
-        return masks
+    def on(self, prompts: PromptSet) -> Engine:
+        return self.engine.on(prompts).edges(self.circuit, **self.options)
+
+    def check(self) -> None:
+        from circuitkit.engine.proof.edges import check_edges  # stands on this room
+
+        self.engine.check()
+        check_edges(self)
+
+    def places_of(self, edges: Sequence[Edge | str]) -> list[int]:
+        """The places of some edges in a mask. Raises as ``Universe.index``."""
+        return self.universe.places(edges).tolist()

@@ -8,7 +8,6 @@ make of it. From the receiver on, edges x prompts are the rows of one pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.node import Edge
-from circuitkit.core.shapes import Values
+from circuitkit.core.shapes import Masks, Values
+from circuitkit.engine.base import WHOLE, Share
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.held import EdgePasses
 from circuitkit.engine.edges.pruned import PrunedEdges
 from circuitkit.engine.edges.single import SingleEdges
-from circuitkit.engine.oracle.edges import ReferenceEdges
 from circuitkit.engine.packed.engine import PackedEngine
 
 
@@ -31,18 +30,17 @@ class PackedEdges(EdgeEngine):
 
     Args:
         engine: A packed engine for nodes; its row budget bounds the passes here too.
-        circuit: The node circuit.
+        circuit: The node circuit; None for the whole model.
         options: As for every edge engine.
 
     Attributes:
         passes: Runs the circuit.
     """
 
-    def __init__(self, engine: PackedEngine, circuit: Circuit, **options: Any) -> None:
+    def __init__(self, engine: PackedEngine, circuit: Circuit | None = None, **options: Any) -> None:
         super().__init__(engine, circuit, **options)
         self._packed = engine
-        self._circuit = circuit
-        self.passes = EdgePasses(engine, self.universe, self.mask)
+        self.passes = EdgePasses(engine, self.universe, self.mask, self.patcher)
         self._single = SingleEdges(self.passes, self.mlps)
         self._pruned = PrunedEdges(self.passes)
 
@@ -50,21 +48,22 @@ class PackedEdges(EdgeEngine):
     def batch(self) -> int:
         return self._packed.batch
 
-    @cached_property
+    @property
     def oracle(self) -> EdgeEngine:
-        return ReferenceEdges(self._packed.oracle, self._circuit, level=self.universe.level, mlps=self.mlps)
+        return self._packed.oracle.edges(self.circuit, **self.options)
 
-    def alone(self, edges: Sequence[Edge]) -> Float[Tensor, "edge prompt"]:
-        places = [self.universe.index(edge) for edge in edges]
-        values = torch.empty(len(self.universe), len(self.engine.prompts))
-        self.passes.in_slices(lambda rows: self._single.fill(set(edges), rows, values))
+    def alone(self, units: Sequence[Edge | str], share: Share = WHOLE) -> Float[Tensor, "edge prompt"]:  # type: ignore[override]
+        places = self.places_of(units)
+        values = torch.full((len(self.universe), len(self.prompts)), torch.nan)
+        edges = {self.universe.unit(place) for place in places}
+        self.passes.in_slices(lambda rows: self._single.fill(edges, rows, values, share))
         return values[places]
 
-    def score(self, masks: Bool[Tensor, "mask edge"]) -> Values:
-        masks = self.checked(masks)
+    def score(self, masks: Masks, base: Bool[Tensor, "edge"] | None = None) -> Values:
+        masks = self.checked(masks, base)
         starts = torch.tensor([self._pruned.first_layer(mask) for mask in masks])
-        values = torch.empty(len(masks), len(self.engine.prompts))
-        whole = starts > self.engine.model.n_layers
+        values = torch.empty(len(masks), len(self.prompts))
+        whole = starts > self.model.n_layers
         if whole.any():  # with every edge the circuit is the node circuit
             values[whole] = self.engine.score(self.mask[None])
         groups = [(int(start), (starts == start).nonzero().flatten()) for start in starts[~whole].unique().tolist()]

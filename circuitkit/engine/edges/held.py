@@ -8,18 +8,20 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitkit.core.node import Kind, Node
+from circuitkit.core.node import INPUT, Kind, Node
 from circuitkit.core.shapes import Values
 from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.edges.layers import CircuitLayers, States
+from circuitkit.engine.edges.sent import Sent, Sources, apart
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.engine.packed.memory import free_bytes, is_out_of_memory
 from circuitkit.models.hooked import Heads, Resid
+from circuitkit.patchers.base import Patcher
 
 Shift = Float[Tensor, "prompt pos d_model"]
 """By how much the residual stream that someone reads differs from that of the clean run, float32."""
-Held = tuple[States, States]
-"""States of the circuit on clean and on corrupt prompts."""
+Held = tuple[States, Sources]
+"""The circuit's states on some prompts, and what the values of removed edges are made of."""
 
 
 class EdgePasses:
@@ -29,37 +31,50 @@ class EdgePasses:
         engine: For nodes; its row budget bounds the passes here too.
         universe: The edges.
         mask: The circuit.
+        patcher: Of the edges.
 
     Attributes:
         model: The model.
         universe: The edges.
         layers: The circuit, layer by layer.
+        sent: What removed edges carry.
     """
 
-    def __init__(self, engine: PackedEngine, universe: EdgeUniverse, mask: Bool[Tensor, "node"]) -> None:
+    def __init__(self, engine: PackedEngine, universe: EdgeUniverse, mask: Bool[Tensor, "node"], patcher: Patcher) -> None:
         self.model = engine.model
         self.universe = universe
         self.layers = CircuitLayers(engine.model, mask, engine.replacements(mask), skip=engine.skips)
+        self.sent = Sent(patcher, engine.prompts, self.layers)
+        self._runs = 2 if patcher.needs.source == "run" else 1
         self._engine = engine
         self._held: dict[tuple[int, int], Held] = {}
 
     def states(self, rows: slice) -> Held:
-        """The circuit's states on some prompts, clean and corrupt; kept for all of them if they fit the memory."""
+        """The circuit's states on some prompts, and what removed edges carry there; kept for all of them if they fit the memory."""
         key = rows.start, rows.stop
         if key not in self._held:
             prompts = self._engine.prompts
-            held = self.layers.states(prompts.clean[rows], rows), self.layers.states(prompts.corrupt[rows], rows)
-            self._engine.work.add(2 * (rows.stop - rows.start), self.model.n_layers, prompts.n_pos, corrupt=False)
-            size = sum(_bytes(states) for states in held)
+            held = self.layers.states(prompts.clean[rows], rows), self.sent.sources(rows)
+            self._engine.work.add(self._runs * (rows.stop - rows.start), self.model.n_layers, prompts.n_pos, corrupt=False)
+            size = _bytes(held[0]) + sum(tensor.nbytes for tensor in held[1].tensors())
             if size * len(prompts) > 0.3 * free_bytes(self.model.device) * (rows.stop - rows.start):
                 self._held.clear()
             self._held[key] = held
         return self._held[key]
 
-    def head_shift(self, node: Node, clean: States, corrupt: States) -> Shift:
+    def shift(self, node: Node, clean: States, sources: Sources) -> Shift:
+        """What the removal of a sender's edge does to the stream that its receiver reads, while all else is as in the clean run."""
+        if node == INPUT:
+            return apart(self.sent.value(node, clean.resid[0], sources), clean.resid[0])
+        if node.kind is Kind.MLP:
+            return apart(self.sent.value(node, clean.mlp[node.layer], sources), clean.mlp[node.layer])
+        return self.head_shift(node, clean.z[node.layer], sources)
+
+    def head_shift(self, node: Node, z: Heads, sources: Sources) -> Shift:
+        """The same for a head, from its layer's outputs as they are now."""
         assert node.head is not None
-        apart = corrupt.z[node.layer][..., node.head, :] - clean.z[node.layer][..., node.head, :]
-        return self.layers.share(node.layer, node.head, apart)
+        act = z[..., node.head, :]
+        return self.layers.share(node.layer, node.head, self.sent.value(node, act, sources).to(act.device) - act)
 
     def slice_of(self, node: Node, port: str) -> int:
         """Which slice of queries, keys or values a head reads."""
@@ -83,6 +98,16 @@ class EdgePasses:
 
     def in_slices(self, fill: Callable[[slice], None]) -> None:
         """Calls for one slice of the prompts after the other; with smaller ones if memory runs out."""
+        if self.sent.lacks_means:
+            self._in_slices(self._add_means)
+            self.sent.close()
+        self._in_slices(fill)
+
+    def _add_means(self, rows: slice) -> None:
+        self.sent.add(rows)
+        self._engine.work.add(rows.stop - rows.start, self.model.n_layers, self._engine.prompts.n_pos, corrupt=True)
+
+    def _in_slices(self, fill: Callable[[slice], None]) -> None:
         waiting = list(self._slices(slice(0, len(self._engine.prompts))))
         while waiting:
             rows = waiting.pop(0)
@@ -99,11 +124,6 @@ class EdgePasses:
         step = self._engine.budget.rows
         for first in range(within.start, within.stop, step):
             yield slice(first, min(first + step, within.stop))
-
-
-def difference(corrupt: list[Resid], clean: list[Resid], layer: int) -> Shift:
-    """By how much what an MLP adds differs between two runs."""
-    return corrupt[layer].float() - clean[layer].float()
 
 
 def added(resid: Resid, shift: Shift) -> Resid:

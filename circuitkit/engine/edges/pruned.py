@@ -11,11 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Node
-from circuitkit.engine.edges.held import EdgePasses, difference, repeated
+from circuitkit.engine.edges.held import EdgePasses, repeated
+from circuitkit.engine.edges.sent import apart
 from circuitkit.models.hooked import Heads, Resid
 
 ByMask = dict[Node, Float[Tensor, "mask prompt pos d_model"]]
-"""For each sender, by how much what it adds differs between the corrupt run and this one."""
+"""For each sender, by how much what a removed edge carries differs from what it adds in this run."""
 
 
 class PrunedEdges:
@@ -36,37 +37,29 @@ class PrunedEdges:
 
     def logits(self, start: int, masks: Bool[Tensor, "mask edge"], rows: slice) -> Float[Tensor, "row d_vocab"]:
         """Logits of masks none of which removes an edge into a layer before ``start``."""
-        clean, corrupt = self._passes.states(rows)
+        clean, sources = self._passes.states(rows)
         model, n_masks = self._passes.model, len(masks)
         removed = _Removed(self._passes.universe.edges, masks)
-        shifts: ByMask = {INPUT: (corrupt.resid[0].float() - clean.resid[0].float())[None]}
-        for node in removed.senders:
-            if node.layer < start and node != INPUT:
-                of_mlp = node.kind is Kind.MLP
-                shift = difference(corrupt.mlp, clean.mlp, node.layer) if of_mlp else self._passes.head_shift(node, clean, corrupt)
-                shifts[node] = shift[None]
+        shifts: ByMask = {INPUT: self._passes.shift(INPUT, clean, sources)[None]}
+        shifts |= {node: self._passes.shift(node, clean, sources)[None] for node in removed.senders if node != INPUT and node.layer < start}
         assert clean.final is not None
         resid = repeated(clean.resid[start] if start < model.n_layers else clean.final, n_masks)
         for layer in range(start, model.n_layers):
             z = self._heads(layer, resid, removed, shifts, rows)
             senders = [node for node in removed.senders if node.layer == layer]
-            heads = {node: self._moved(node, z, corrupt.z[layer], n_masks) for node in senders if node.kind is Kind.HEAD}
+            heads = {
+                node: self._passes.head_shift(node, z, sources).unflatten(0, (n_masks, -1)) for node in senders if node.kind is Kind.HEAD
+            }
             before, after = ({}, heads) if self._passes.universe.parallel else (heads, {})
             shifts |= before
             mid, attention = self._passes.layers.mid(layer, resid, z)
             mlp = self._passes.layers.mlp(layer, removed.applied(mid, Node.of_mlp(layer), shifts), rows)
             for node in senders:
                 if node.kind is Kind.MLP:
-                    after[node] = (repeated(corrupt.mlp[layer], n_masks).float() - mlp.float()).unflatten(0, (n_masks, -1))
+                    after[node] = apart(self._passes.sent.value(node, mlp, sources), mlp).unflatten(0, (n_masks, -1))
             shifts |= after
             resid = self._passes.layers.summed(resid, attention, mlp)
         return self._passes.logits(removed.applied(resid, LOGITS, shifts)[:, -1:], rows, model.n_layers)
-
-    def _moved(self, node: Node, z: Heads, corrupt: Heads, n_masks: int) -> Float[Tensor, "mask prompt pos d_model"]:
-        """By how much what a head adds differs between the corrupt run and this one."""
-        assert node.head is not None
-        apart = repeated(corrupt[..., node.head, :], n_masks) - z[..., node.head, :]
-        return self._passes.layers.share(node.layer, node.head, apart).unflatten(0, (n_masks, -1))
 
     def _heads(self, layer: int, resid: Resid, removed: _Removed, shifts: ByMask, rows: slice) -> Heads:
         """What the heads of a layer give when each port reads a stream of its own."""

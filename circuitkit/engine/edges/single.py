@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Node
+from circuitkit.engine.base import WHOLE, Share
 from circuitkit.engine.edges.base import Mlps
-from circuitkit.engine.edges.held import EdgePasses, Shift, added, chunks, difference, repeated
+from circuitkit.engine.edges.held import EdgePasses, Shift, added, chunks, repeated
 from circuitkit.engine.edges.layers import States
 
 Pair = tuple[Node, Node]
@@ -28,13 +29,17 @@ class _Patching:
         rows: The prompts.
         clean: The circuit's states on them.
         shifts: For each sender so far, what its change does to the residual stream here.
-        values: Where to put the values, a row an edge of the universe.
+        values: Where to put the values, a row per edge of the universe.
+        share: Which of the passes to make.
+        passes: How many there were so far, those of other processes among them.
     """
 
     rows: slice
     clean: States
     shifts: dict[Node, Shift]
     values: Float[Tensor, "edge prompt"]
+    share: Share = WHOLE
+    passes: int = 0
 
 
 class SingleEdges:
@@ -49,10 +54,10 @@ class SingleEdges:
         self._passes = passes
         self._mlps = mlps
 
-    def fill(self, edges: set[Edge], rows: slice, values: Tensor) -> None:
+    def fill(self, edges: set[Edge], rows: slice, values: Tensor, share: Share = WHOLE) -> None:
         """Fills the values of single edges for some prompts, layer by layer, carrying for each sender what its change does."""
-        clean, corrupt = self._passes.states(rows)
-        at = _Patching(rows, clean, {INPUT: corrupt.resid[0].float() - clean.resid[0].float()}, values)
+        clean, sources = self._passes.states(rows)
+        at = _Patching(rows, clean, {INPUT: self._passes.shift(INPUT, clean, sources)}, values, share)
         into: dict[Node, list[Node]] = defaultdict(list)
         for edge in sorted(edges, key=self._passes.universe.index):
             into[edge.dst].append(edge.src)
@@ -61,11 +66,11 @@ class SingleEdges:
         for layer in range(deepest + 1):
             receivers = [dst for dst in into if dst.kind is Kind.HEAD and dst.layer == layer]
             self._fill([(src, dst) for dst in receivers for src in into[dst]], at, partial(self._into_heads, layer, at))
-            heads = {node: self._passes.head_shift(node, clean, corrupt) for node in self._passes.senders(layer, Kind.HEAD)}
+            heads = {node: self._passes.shift(node, clean, sources) for node in self._passes.senders(layer, Kind.HEAD)}
             before, after = ({}, heads) if self._passes.universe.parallel else (heads, {})
             at.shifts |= before
             self._through_mlp(layer, set(into.get(Node.of_mlp(layer), ())), at)
-            at.shifts |= after | {node: difference(corrupt.mlp, clean.mlp, layer) for node in self._passes.senders(layer, Kind.MLP)}
+            at.shifts |= after | {node: self._passes.shift(node, clean, sources) for node in self._passes.senders(layer, Kind.MLP)}
         self._fill([(src, LOGITS) for src in into.get(LOGITS, ())], at, partial(self._into_logits, at))
 
     def _into_heads(self, layer: int, at: _Patching, pairs: Sequence[Pair]) -> Tensor:
@@ -114,5 +119,7 @@ class SingleEdges:
     def _fill(self, pairs: Sequence[Pair], at: _Patching, logits: Callable[[Sequence[Pair]], Tensor]) -> None:
         """Computes pairs of sender and receiver, as many as fit at a time, and keeps their values."""
         for part in chunks(pairs, self._passes.copies(at.rows)):
-            places = [self._passes.universe.index(Edge(src, dst)) for src, dst in part]
-            at.values[places, at.rows] = self._passes.measured(logits(part), at.rows)
+            at.passes += 1
+            if at.share.takes(at.passes):
+                places = [self._passes.universe.index(Edge(src, dst)) for src, dst in part]
+                at.values[places, at.rows] = self._passes.measured(logits(part), at.rows)

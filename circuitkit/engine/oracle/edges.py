@@ -1,6 +1,6 @@
 """The naive oracle for edges: whole forward passes with plain torch hooks, several a receiver. Slow, and written from the definition.
 
-It shares no code with ``packed_edges.py`` but the table of module paths, and it does not use nnsight.
+It shares no code with the fast path but the table of module paths, and it does not use nnsight.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.node import INPUT, PORTS, Edge, Kind, Node
-from circuitkit.core.shapes import Logits, Values
+from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.engine.base import WHOLE, Share
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 
@@ -66,7 +67,7 @@ class ReferenceEdges(EdgeEngine):
         options: As for every edge engine.
     """
 
-    def __init__(self, engine: ReferenceEngine, circuit: Circuit, **options: Any) -> None:
+    def __init__(self, engine: ReferenceEngine, circuit: Circuit | None = None, **options: Any) -> None:
         super().__init__(engine, circuit, **options)
         self._nodes = engine
         self._removed = [node for node, kept in zip(engine.universe.nodes, self.mask.tolist(), strict=True) if not kept]
@@ -75,20 +76,22 @@ class ReferenceEdges(EdgeEngine):
     def oracle(self) -> EdgeEngine:
         return self
 
-    def alone(self, edges: Sequence[Edge]) -> Float[Tensor, "edge prompt"]:
-        for edge in edges:
-            self.universe.index(edge)
-        return self._values(self._patched, edges)
+    def alone(self, units: Sequence[Edge | str], share: Share = WHOLE) -> Float[Tensor, "edge prompt"]:  # type: ignore[override]
+        values = torch.full((len(units), len(self.prompts)), torch.nan)
+        mine = [place for place in range(len(units)) if share.takes(place)]
+        if mine:
+            values[mine] = self._values(self._patched, [self.universe.unit(self.universe.index(units[place])) for place in mine])
+        return values
 
-    def score(self, masks: Bool[Tensor, "mask edge"]) -> Values:
-        return self._values(self._pruned, list(self.checked(masks)))
+    def score(self, masks: Masks, base: Bool[Tensor, "edge"] | None = None) -> Values:
+        return self._values(self._pruned, list(self.checked(masks, base)))
 
     def _values(self, run: Callable[[Any], Seen], wanted: Sequence[Any]) -> Values:
         values = torch.empty(len(wanted), len(self.engine.prompts))
         for rows in self._nodes.slices():
             self._rows = rows
             self._clean = self._run(Given())
-            self._corrupt = self._run(Given(), self.engine.prompts.corrupt)
+            self._source = self._sources(rows)
             for place, each in enumerate(wanted):
                 logits = run(each).logits
                 assert logits is not None
@@ -100,12 +103,13 @@ class ReferenceEdges(EdgeEngine):
         frozen = Given(z={node: z for layer in self._clean.z for node, z in self._heads(self._clean, layer).items()})
         if self.mlps == "freeze":
             frozen.mlp = {Node.of_mlp(layer): out for layer, out in self._clean.mlp.items()}
+        value = self._sent(edge.src, self._clean)
         if edge.src == INPUT:
-            frozen.embedding = self._corrupt.read["heads", 0]
+            frozen.embedding = value
         elif edge.src.kind is Kind.HEAD:
-            frozen.z[edge.src] = self._heads(self._corrupt, edge.src.layer)[edge.src]
+            frozen.z[edge.src] = value
         else:
-            frozen.mlp[edge.src] = self._corrupt.mlp[edge.src.layer]
+            frozen.mlp[edge.src] = value
         read = self._run(frozen).read[_place(edge.dst)]
         if edge.dst.kind is not Kind.HEAD:
             return self._run(Given(read={_place(edge.dst): read}))
@@ -124,7 +128,8 @@ class ReferenceEdges(EdgeEngine):
                     continue
                 for port in PORTS if edge.dst.port is None else (edge.dst.port,):
                     ports.setdefault(port, now.read[_place(node)])
-                    ports[port] = ports[port] + self._adds(edge.src, self._corrupt) - self._adds(edge.src, now)
+                    ports[port] = ports[port] + self._adds(edge.src, self._sent(edge.src, now))
+                    ports[port] = ports[port] - self._adds(edge.src, _gives(edge.src, now))
             if node.kind is Kind.HEAD:
                 given.z |= self._head_reading(node, ports, given)
             else:
@@ -136,14 +141,38 @@ class ReferenceEdges(EdgeEngine):
         seen = self._run(replace(given, ports=(node.layer, ports)))
         return {node: self._heads(seen, node.layer)[node]}
 
-    def _adds(self, node: Node, seen: Seen) -> Tensor:
-        """What a sender adds to the residual stream; for a head up to a constant."""
-        if node == INPUT:
-            return seen.read["heads", 0]
-        if node.kind is Kind.MLP:
-            return seen.mlp[node.layer]
-        alone = torch.zeros_like(seen.z[node.layer])
-        alone[..., node.head, :] = seen.z[node.layer][..., node.head, :]
+    def _sent(self, node: Node, seen: Seen) -> Tensor:
+        """What the patcher takes a sender to give, in a run."""
+        return self.patcher.patch(_gives(node, seen), None if self._source is None else _gives(node, self._source), node)
+
+    def _sources(self, rows: slice) -> Seen | None:
+        """What the patcher is given for some prompts: the circuit's run on their corrupt twins, or the mean of that over all prompts."""
+        if self.patcher.needs.source == "none":
+            return None
+        if self.patcher.needs.source == "run":
+            return self._run(Given(), self.prompts.corrupt)
+        runs = []
+        for part in self._nodes.slices():
+            self._rows = part
+            runs.append(self._run(Given(), self.prompts.corrupt))
+        self._rows = rows
+        groups = self.prompts.groups if self.patcher.needs.pool == "group" else torch.zeros_like(self.prompts.groups)
+
+        def mean(parts: list[Tensor]) -> Tensor:
+            whole = torch.cat(parts)
+            return torch.stack([whole[groups == group].double().mean(0).to(whole.dtype) for group in groups[rows]])
+
+        found = Seen(read={("heads", 0): mean([run.read["heads", 0] for run in runs])})
+        for layer in range(self.model.n_layers):
+            found.z[layer], found.mlp[layer] = mean([run.z[layer] for run in runs]), mean([run.mlp[layer] for run in runs])
+        return found
+
+    def _adds(self, node: Node, gives: Tensor) -> Tensor:
+        """What a sender that gives this adds to the residual stream; for a head up to a constant."""
+        if node.kind is not Kind.HEAD:
+            return gives
+        alone = gives.new_zeros(*gives.shape[:-1], self.model.n_heads, gives.shape[-1])
+        alone[..., node.head, :] = gives
         with torch.no_grad():
             return self.engine.model.module(node.layer, "out_proj")(alone.flatten(-2))
 
@@ -229,6 +258,13 @@ class ReferenceEdges(EdgeEngine):
             return torch.cat(parts, -1)
 
         return hook
+
+
+def _gives(node: Node, seen: Seen) -> Tensor:
+    """What a sender gave in a run: a head's output, what an MLP adds, or the embedding."""
+    if node == INPUT:
+        return seen.read["heads", 0]
+    return seen.z[node.layer][..., node.head, :] if node.kind is Kind.HEAD else seen.mlp[node.layer]
 
 
 def _place(node: Node) -> tuple[str, int]:

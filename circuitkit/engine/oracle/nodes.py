@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from circuitkit.core.circuit import Circuit
 from circuitkit.core.node import Kind, Node
+from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
-from circuitkit.engine.base import Engine
+from circuitkit.engine.nodes import NodeEngine
+
+if TYPE_CHECKING:
+    from circuitkit.engine.edges.base import EdgeEngine
 
 
-class ReferenceEngine(Engine):
+class ReferenceEngine(NodeEngine):
     """Scores one mask at a time by the definition. Final.
 
     Args:
@@ -39,6 +44,14 @@ class ReferenceEngine(Engine):
                 with self._replaced(removed, sources, rows, self.prompts.clean):
                     logits = self.forward(self.prompts.clean[rows])
                 yield torch.tensor([index]), rows, logits[None]  # with no hook left: the caller may run the model
+
+    def on(self, prompts: PromptSet) -> ReferenceEngine:
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe)
+
+    def edges(self, circuit: Circuit | None = None, **options: Any) -> EdgeEngine:
+        from circuitkit.engine.oracle.edges import ReferenceEdges  # stands on this engine
+
+        return ReferenceEdges(self, circuit, **options)
 
     def clean_logits(self) -> Logits:
         return torch.cat([self.forward(self.prompts.clean[rows]) for rows in self.slices()])

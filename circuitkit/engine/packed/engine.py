@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError
+from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
-from circuitkit.engine.base import Engine
+from circuitkit.engine.nodes import NodeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.conditional import ConditionalMeans
 from circuitkit.engine.packed.lane import Lane, ReplacementsFor, Work
@@ -24,6 +26,9 @@ from circuitkit.engine.packed.layout import Layout
 from circuitkit.engine.packed.memory import RowBudget, is_out_of_memory
 from circuitkit.engine.packed.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
 from circuitkit.models.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from circuitkit.engine.edges.base import EdgeEngine
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +39,8 @@ SATURATION = {"cpu": 2**16, "cuda": 2**22}
 _PREFIX_WORTH = 8
 
 
-class PackedEngine(Engine):
-    """Scores many masks a pass. Final.
+class PackedEngine(NodeEngine):
+    """Scores many masks per pass. Final, but for the dry run in ``engine/cost.py``, which makes its very passes.
 
     Args:
         model, prompts, patcher, metric, universe: As for every engine.
@@ -69,13 +74,18 @@ class PackedEngine(Engine):
         """Whether keys and values are held, so that only positions from the first edit on are computed."""
         return self._clean_lane.cone
 
-    def certain(self, mask: Bool[Tensor, "node"]) -> float:
-        return self.baseline().percent(self.oracle.score(mask[None])).item()
-
     def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
         for part, logits in self._clean_lane.run(masks, self._replacements_for, base):
             assert logits is not None
             yield part.masks, part.rows, logits.unflatten(0, (len(part.masks), -1))
+
+    def on(self, prompts: PromptSet) -> PackedEngine:
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, max_rows=self.budget.rows)
+
+    def edges(self, circuit: Circuit | None = None, **options: Any) -> EdgeEngine:
+        from circuitkit.engine.edges.engine import PackedEdges  # stands on this engine
+
+        return PackedEdges(self, circuit, **options)
 
     def replacements(self, mask: Bool[Tensor, "node"]) -> Replacements:
         """What removed components are replaced by when this mask is what is left."""

@@ -18,7 +18,7 @@ from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.core.universe import NodeUniverse
-from circuitkit.engine.base import Engine
+from circuitkit.engine.nodes import NodeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.metrics.base import Metric
@@ -58,7 +58,7 @@ class Patient:
     means: Patcher
     conditional: Patcher
     metric: Metric
-    engine: Callable[..., Engine] = PackedEngine
+    engine: Callable[..., NodeEngine] = PackedEngine
 
     def logits(self, masks: Masks, patcher: Patcher, universe: NodeUniverse | None = None, **options: Any) -> Logits:
         """Logits of every mask and prompt, by the engine."""

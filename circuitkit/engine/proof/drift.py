@@ -10,14 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError, MeasurementError
 from circuitkit.core.records import Step
 from circuitkit.core.shapes import Masks
-from circuitkit.core.universe import NodeUniverse
+from circuitkit.core.universe import Universe
 from circuitkit.engine.base import Engine
 from circuitkit.engine.packed.memory import free_bytes, is_out_of_memory
-from circuitkit.engine.proof.quick import rebuilt
 from circuitkit.models.precision import as_float32, is_half, why_not_float32
 
 _log = logging.getLogger(__name__)
@@ -51,12 +49,12 @@ class Drift:
         return cls(len(half), n_prompts, apart.max().item(), apart.mean().item(), flipped)
 
 
-def drift(engine: Engine, masks: Masks | Circuit, *, threshold: float | None = None, n_prompts: int = N_PROMPTS) -> Drift:
+def drift(engine: Engine, masks: Masks, *, threshold: float | None = None, n_prompts: int = N_PROMPTS) -> Drift:
     """Scores masks twice on the first prompts: in the model's dtype, and with its weights as float32 for as long as that takes.
 
     Args:
         engine: Of a run; it stays usable, and so does the model.
-        masks: One row a mask, or a circuit.
+        masks: One row per mask.
         threshold: The share at which scores decide something, such as 0.8.
         n_prompts: Most prompts to score on.
 
@@ -64,11 +62,10 @@ def drift(engine: Engine, masks: Masks | Circuit, *, threshold: float | None = N
         ModelError: The model is offloaded or quantised.
         MeasurementError: The model cannot do these few prompts, so that there is no score.
     """
-    masks = masks.mask(engine.universe)[None] if isinstance(masks, Circuit) else masks
     prompts = engine.prompts.take(range(min(n_prompts, len(engine.prompts))))
-    half = rebuilt(engine, prompts).percent(masks)
+    half = engine.on(prompts).percent(masks)
     with as_float32(engine.model):
-        single = rebuilt(engine, prompts).percent(masks)
+        single = engine.on(prompts).percent(masks)
     return Drift.between(half, single, threshold, len(prompts))
 
 
@@ -86,8 +83,7 @@ def drift_metrics(steps: Sequence[Step], engine: Engine, threshold: float | None
     model = engine.model
     if not is_half(model):
         return {}
-    edges = "its decisions are about edges" if steps and steps[0].direction == "edge" else ""
-    reason = edges or why_not_float32(model) or _too_large(engine)
+    reason = why_not_float32(model) or _too_large(engine)
     if reason:
         _log.info("Drift against float32 is not reported for %s: %s.", model.name, reason)
         return {}
@@ -105,7 +101,7 @@ def drift_metrics(steps: Sequence[Step], engine: Engine, threshold: float | None
     return {"drift/largest": found.largest, "drift/mean": found.mean, "drift/flipped": found.flipped, "drift/n": found.n_masks}
 
 
-def decisions(universe: NodeUniverse, steps: Sequence[Step], threshold: float | None = None, n: int = N_MASKS) -> Masks:
+def decisions(universe: Universe, steps: Sequence[Step], threshold: float | None = None, n: int = N_MASKS) -> Masks:
     """Masks that a run scored: half of them those whose scores were closest to the threshold, half spread evenly over the others.
 
     Steps that name no node of the universe, such as draws of random circuits, cannot be taken up again; random masks stand in for them.
@@ -126,7 +122,7 @@ def decisions(universe: NodeUniverse, steps: Sequence[Step], threshold: float | 
     return torch.stack([scored[place] for place in sorted({*closest, *spread})])
 
 
-def replayed(universe: NodeUniverse, steps: Sequence[Step]) -> list[Tensor]:
+def replayed(universe: Universe, steps: Sequence[Step]) -> list[Tensor]:
     """The mask that each step scored: single removals from what all of them name, or removals that build on each other.
 
     Raises:

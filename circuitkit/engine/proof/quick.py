@@ -16,8 +16,8 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
+from circuitkit.engine.nodes import NodeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
-from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.models.checks import called, relative, tolerance
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 N_PROMPTS = 2
 
 
-def quick_check(engine: Engine) -> None:
+def quick_check(engine: NodeEngine) -> None:
     """Compares the engine with the naive path on a few prompts and masks, and sees that patches change something.
 
     Raises:
@@ -64,13 +64,6 @@ def quick_check(engine: Engine) -> None:
     _log.info("Self-check: the engine agrees with the naive path to %.1e of the logits' spread.", difference)
 
 
-def rebuilt(engine: Engine, prompts: PromptSet) -> Engine:
-    """An engine of the same kind on other prompts of the same length, of this process alone, with nothing held yet."""
-    engine = engine.local
-    options = {"max_rows": engine.budget.rows} if isinstance(engine, PackedEngine) else {}
-    return type(engine)(engine.model, prompts, engine.patcher, engine.metric, engine.universe, **options)
-
-
 def few(engine: Engine) -> PromptSet:
     """The first prompts whose corrupt twin differs.
 
@@ -100,7 +93,7 @@ def _masks(universe: NodeUniverse) -> Masks:
     return torch.stack([universe.empty(), is_mlp, ~is_mlp, half, midway, late])
 
 
-def _check_effect(engine: Engine, expected: Logits, clean: Logits) -> None:
+def _check_effect(engine: NodeEngine, expected: Logits, clean: Logits) -> None:
     """A patch that changes nothing is an error, and not a null result. Rows of ``expected`` are those of ``_masks``."""
     patcher = type(engine.patcher).__name__
     if torch.equal(expected[0], clean):
@@ -113,9 +106,9 @@ def _check_effect(engine: Engine, expected: Logits, clean: Logits) -> None:
             _log.warning("Replacing all %s with %s changed nothing: a search will remove them without cost.", kind, patcher)
 
 
-def _difference(engine: Engine, prompts: PromptSet, masks: Masks, expected: Logits, clean: Logits) -> float:
+def _difference(engine: NodeEngine, prompts: PromptSet, masks: Masks, expected: Logits, clean: Logits) -> float:
     """The largest difference between engine and naive path: masks at once, then each from states that are held for the full model."""
-    small = rebuilt(engine, prompts)
+    small: NodeEngine = engine.on(prompts)
     pairs: list[tuple[Tensor, Tensor]] = [(small.clean_logits().cpu(), clean)]
     pairs += zip(small.all_logits(masks), expected, strict=True)
     for chosen, rows, logits in small.passes(masks[-2:], engine.universe.full()):

@@ -1,0 +1,68 @@
+"""NodeEngine: an engine over heads, MLPs and other slices of what flows in a model, which gives logits for each mask."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuitkit.core.prompts import PromptSet
+from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.core.universe import NodeUniverse
+from circuitkit.engine.base import Engine
+from circuitkit.metrics.base import Metric
+from circuitkit.models.hooked import HookedModel
+from circuitkit.patchers.base import Patcher
+
+
+class NodeEngine(Engine):
+    """Runs masks over nodes, part by part; the score of a mask is the metric of its logits.
+
+    Attributes:
+        universe: The nodes.
+    """
+
+    universe: NodeUniverse
+
+    def __init__(
+        self, model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, universe: NodeUniverse | None = None
+    ) -> None:
+        super().__init__(model, prompts, patcher, metric, universe)
+
+    def on(self, prompts: PromptSet) -> NodeEngine:
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe)
+
+    @abstractmethod
+    def passes(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
+        """Runs the masks, part by part.
+
+        Args:
+            masks: One row per mask.
+            base: The mask from which these were made by small changes, if there is one: what they share is computed once.
+
+        Yields:
+            Which masks, which prompts, and their logits at the last position in float32.
+        """
+
+    def all_logits(self, masks: Masks) -> Logits:
+        """Logits of every mask and prompt at once. Large: masks x prompts x vocabulary."""
+        logits = torch.empty(len(masks), len(self.prompts), self.model.d_vocab)
+        for chosen, rows, part in self.passes(self.checked(masks), None):
+            logits[chosen, rows] = part.cpu()
+        return logits
+
+    def score(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Values:
+        masks = self.checked(masks, base)
+        _ = self.known_clean  # before the passes, whose held states it would replace
+        values = torch.empty(len(masks), len(self.prompts))
+        for chosen, rows, logits in self.passes(masks, base):
+            values[chosen, rows] = self.measure(logits, rows)
+        return values
+
+    def check(self) -> None:
+        from circuitkit.engine.proof.quick import quick_check  # stands on this room
+
+        quick_check(self)
