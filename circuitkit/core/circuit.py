@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Bool
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, precedes
-from circuitkit.core.sealed import read_text, reading, seal, unseal, write_text
+from circuitkit.core.sealed import reading, seal, unseal
 from circuitkit.core.universe import NodeUniverse
 
 
@@ -141,19 +140,6 @@ class Circuit:
                 f"This circuit was found in the model {self.model!r}, not in {model!r}. Load that model, or find a circuit in this one."
             )
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the circuit as JSON, whole or not at all."""
-        return write_text(Path(path), self.to_json())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Circuit:
-        """Reads a circuit that ``save`` wrote.
-
-        Raises:
-            CircuitError: No such file, not a circuit, another format version, or damaged.
-        """
-        return cls.from_json(read_text(Path(path), "circuit"), where=str(path))
-
     def to_json(self) -> str:
         """The circuit as the text of a file."""
         body = {
@@ -232,15 +218,6 @@ class Scores:
             "provenance": dict(self.provenance),
         }
         return seal(body)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Scores:
-        """Reads a file with the text that ``to_json`` returned.
-
-        Raises:
-            CircuitError: No such file, no scores, another format version, or damaged.
-        """
-        return cls.from_json(read_text(Path(path), "scores"), where=str(path))
 
     @classmethod
     def from_json(cls, text: str, where: str = "this text") -> Scores:

@@ -1,4 +1,4 @@
-"""Result files: JSON with a format version and a checksum, written whole or not at all, and refused in words when damaged."""
+"""The text of result files: JSON with a format version and a checksum, refused in words when it is damaged. Nothing here touches a disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from circuitkit.core.errors import CircuitError
@@ -70,27 +69,6 @@ def entry(body: Mapping[str, Any], key: str, *kinds: type) -> Any:
     if type(body[key]) not in kinds or (int in kinds and float not in kinds and body[key] < 0):
         raise ValueError(f"{key} is {body[key]!r}, expected {' or '.join(kind.__name__ for kind in kinds)}")
     return body[key]
-
-
-def read_text(path: Path, what: str) -> str:
-    """The text of a file.
-
-    Raises:
-        CircuitError: It cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CircuitError(f"The {what} file {path} cannot be read: {error}.") from error
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-    return path
 
 
 def checksum(body: Mapping[str, Any]) -> str:

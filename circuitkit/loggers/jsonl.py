@@ -14,12 +14,12 @@ from typing import Any, TextIO
 
 import yaml
 
-from circuitkit.core import journal
 from circuitkit.core.errors import ConfigError, UserError
-from circuitkit.core.folder_lock import LOCK, FolderLock
 from circuitkit.core.records import Artifact, TableArtifact, TextArtifact
 from circuitkit.loggers.base import Logger, Status
 from circuitkit.loggers.redaction import redacted
+from circuitkit.storage import journal
+from circuitkit.storage.folder_lock import LOCK, FolderLock
 
 CONFIG, METRICS, STATUS = "config.yaml", "metrics.jsonl", "status.json"
 _OWN = (CONFIG, METRICS, STATUS, journal.JOURNAL, LOCK)

@@ -21,6 +21,7 @@ from circuitkit.engine.edges.base import EdgeEngine, Mlps
 from circuitkit.engine.proof.edges import check_edges, edge_engine
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.guessing import Decision, Guesser
+from circuitkit.storage import load
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class EdgePruning(Method):
         self.level = Level.EDGE_QKV if split else Level.EDGE
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit:
-        circuit = Circuit.load(self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
+        circuit = load(Circuit, self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
         edges = edge_engine(engine, circuit, level=self.level, mlps=self.mlps)
         check_edges(edges)
         node_score = edges.percent(edges.score(edges.universe.full()[None])).item()

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.findings import Finding
-from circuitkit.core.sealed import read_text
+from circuitkit.storage.files import read_text
 
 T = TypeVar("T")
 

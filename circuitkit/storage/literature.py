@@ -14,8 +14,8 @@ from typing import Any
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import Kind, Node
-from circuitkit.core.sealed import read_text
 from circuitkit.core.universe import Universe
+from circuitkit.storage.files import read_text
 
 ALL = "all"
 _EXAMPLE = '{"heads": [[0, 1], [4, 4]], "mlps": [0, 9]}'
