@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from circuitkit.core import plain
 from circuitkit.core.errors import CircuitError
 
 FORMAT_VERSION = 1
 
+_LONG = 1000  # characters of what a sentence repeats from a file
+
 
 def seal(body: Mapping[str, Any]) -> str:
-    """The text of a file with this content."""
-    content = {"format_version": FORMAT_VERSION, **body}
+    """The text of a file with this content; what ``unseal`` would refuse, such as NaN, is written as ``plain.writable`` says."""
+    content = plain.writable({"format_version": FORMAT_VERSION, **body})
     return json.dumps({**content, "checksum": checksum(content)}, indent=2) + "\n"
 
 
@@ -30,14 +34,15 @@ def unseal(text: str, where: str) -> dict[str, Any]:
         CircuitError: Not such a text, of another format version, or damaged.
     """
     try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        body = plain.parse(text)
+    except ValueError as error:
         raise CircuitError(f"{where} is not a whole JSON file ({error}). It may have been cut off; make it again.") from error
     if not isinstance(body, dict) or "format_version" not in body:
         raise CircuitError(f"{where} is not a file that circuitkit wrote: it has no format_version.")
     if body["format_version"] != FORMAT_VERSION:
         raise CircuitError(
-            f"{where} has format {body['format_version']}; this version reads format {FORMAT_VERSION}. Use the version that wrote it."
+            f"{where} has format {reprlib.repr(body['format_version'])}; this version reads format {FORMAT_VERSION}. Use the version that "
+            "wrote it."
         )
     found = body.pop("checksum", None)
     if found != checksum(body):
@@ -58,16 +63,16 @@ def reading(where: str, what: str) -> Iterator[Callable[..., Any]]:
     """
     try:
         yield entry
-    except CircuitError:
-        raise
+    except CircuitError as error:
+        raise CircuitError(f"{where}: {error}" if len(str(error)) < _LONG else f"{where}: {str(error)[:_LONG]} ...") from error
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise CircuitError(f"{where} is not a {what} file: {type(error).__name__} at {error}.") from error
+        raise CircuitError(f"{where} is not a {what} file: {type(error).__name__} at {str(error)[:_LONG]}.") from error
 
 
 def entry(body: Mapping[str, Any], key: str, *kinds: type) -> Any:
     """An entry of a file, which must be just of its kind: what is only like it, such as 2.7 layers, was written by something else."""
     if type(body[key]) not in kinds or (int in kinds and float not in kinds and body[key] < 0):
-        raise ValueError(f"{key} is {body[key]!r}, expected {' or '.join(kind.__name__ for kind in kinds)}")
+        raise ValueError(f"{key} is {reprlib.repr(body[key])}, expected {' or '.join(kind.__name__ for kind in kinds)}")
     return body[key]
 
 

@@ -19,7 +19,7 @@ from circuitkit.loggers import Logger, LoggerGroup
 from circuitkit.report.needs import check_installed
 from circuitkit.report.reading import FIGURES, Material, read
 from circuitkit.storage.exchange import graph_of, to_dot, to_graphml, to_json
-from circuitkit.storage.files import write_text
+from circuitkit.storage.writing import write_text
 
 if TYPE_CHECKING:
     from circuitkit.report.blocks import Drawing

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from circuitkit.core.findings import Finding
-from circuitkit.storage.files import read_text, write_text
+from circuitkit.storage.reading import read_text
+from circuitkit.storage.writing import write_text
 
 
 class Sealed(Protocol):
@@ -49,4 +50,4 @@ def load(kind: type[T], path: str | Path) -> T:
     Raises:
         CircuitError: No such file, no value of that kind, another format version, or damaged.
     """
-    return kind.from_json(read_text(Path(path), kind.__name__.lower()), where=str(path))
+    return kind.from_json(read_text(path, kind.__name__.lower()), where=str(path))

@@ -19,8 +19,8 @@ MAY_KNOW = {
     "storage": {"core"},
     "patchers": {"core"},
     "metrics": {"core"},
-    "tasks": {"core"},
-    "models": {"core"},
+    "tasks": {"core", "storage.reading"},  # what comes from elsewhere is read through that door, whoever reads it
+    "models": {"core", "storage.reading"},
     "engine": {"core", "models", "patchers.base", "metrics.base", "metrics.functional"},
     "methods": SEARCHERS,
     "evaluation": SEARCHERS,
