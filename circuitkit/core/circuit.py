@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, precedes
-from circuitkit.core.sealed import reading, seal, unseal
+from circuitkit.core.sealed import reading, seal, size, unseal
 from circuitkit.core.universe import NodeUniverse
 
 
@@ -170,7 +170,7 @@ class Circuit:
             nodes = tuple(Node.parse(name) for name in entry(body, "nodes", list))
             edges = tuple(Edge.parse(name) for name in entry({"edges": [], **body}, "edges", list))
             score = None if body["score"] is None else float(entry(body, "score", int, float))
-            shape = entry(body, "n_layers", int), entry(body, "n_heads", int)
+            shape = size(body, "n_layers"), size(body, "n_heads")
             return cls(nodes, *shape, entry(body, "model", str), score, Level(body["level"]), entry(body, "provenance", dict), edges)
 
     def _combined(self, other: Circuit, nodes: Iterable[Node], edges: Iterable[Edge]) -> Circuit:
@@ -234,7 +234,7 @@ class Scores:
         with reading(where, "scores") as entry:
             values = entry(body, "values", dict)
             values = {name: float(entry(values, name, int, float)) for name in values}  # nodes, or draws of random circuits
-            shape = entry(body, "n_layers", int), entry(body, "n_heads", int)
+            shape = size(body, "n_layers"), size(body, "n_heads")
             return cls(values, entry(body, "unit", str), *shape, entry(body, "model", str), entry(body, "provenance", dict))
 
 

@@ -14,6 +14,7 @@ from circuitkit.core.errors import CircuitError
 
 FORMAT_VERSION = 1
 
+_LARGEST = 4096  # layers or heads; models have about a hundred
 _LONG = 1000  # characters of what a sentence repeats from a file
 
 
@@ -74,6 +75,14 @@ def entry(body: Mapping[str, Any], key: str, *kinds: type) -> Any:
     if type(body[key]) not in kinds or (int in kinds and float not in kinds and body[key] < 0):
         raise ValueError(f"{key} is {reprlib.repr(body[key])}, expected {' or '.join(kind.__name__ for kind in kinds)}")
     return body[key]
+
+
+def size(body: Mapping[str, Any], key: str) -> int:
+    """An entry that counts the layers or heads of a model, of which later tables are made."""
+    found: int = entry(body, key, int)
+    if found > _LARGEST:
+        raise ValueError(f"{key} is {found}, expected at most {_LARGEST}")
+    return found
 
 
 def checksum(body: Mapping[str, Any]) -> str:

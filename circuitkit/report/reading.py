@@ -143,7 +143,7 @@ def _result(path: Path, where: str) -> Circuit | Scores | Finding | None:
 
 def _label(path: Path) -> str:
     """Its folder's name for a file with a usual name, else the file's own."""
-    return path.resolve().parent.name if path.name in _KNOWN else path.stem
+    return path.parent.resolve().name if path.name in _KNOWN else path.stem
 
 
 def _unique(found: list[Located[Any]]) -> Iterator[Located[Any]]:
