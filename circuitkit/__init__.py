@@ -4,7 +4,7 @@
     result = ck.Runner(loggers=[ck.JsonlLogger("runs/months")]).run(
         model=ck.load_model("tiny_gpt2"), task=ck.tasks.Months(n=64), method=ck.methods.IterativePruning(threshold=0.8),
         patcher=ck.patchers.Mean(), metric=ck.metrics.LogitDiff())
-    result.circuit.save("months.json")
+    ck.save(result.circuit, "months.json")
 
 Names are loaded when they are first used, so that ``import circuitkit`` and ``circuitkit --help`` do not wait for torch.
 """
@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuitkit import analysis, callbacks, core, engine, evaluation, loggers, methods, metrics, models, patchers, tasks
+    from circuitkit import analysis, callbacks, core, engine, evaluation, loggers, methods, metrics, models, patchers, storage, tasks
     from circuitkit.config import build
     from circuitkit.core.circuit import Circuit, Scores
     from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, ModelError, PromptError, UserError
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from circuitkit.models.loading import load_model
     from circuitkit.results import RunResult
     from circuitkit.runner import Runner
+    from circuitkit.storage import load, save
 
 __version__ = "0.1.0"
 
-_ROOMS = ("analysis", "callbacks", "core", "engine", "evaluation", "loggers", "methods", "metrics", "models", "patchers", "tasks")
+_ROOMS = ("analysis", "callbacks", "core", "engine", "evaluation", "loggers", "methods", "metrics", "models", "patchers", "storage",
+          "tasks")  # fmt: skip
 
 _HOMES = {
     "Circuit": "core.circuit",
@@ -50,7 +52,9 @@ _HOMES = {
     "UserError": "core.errors",
     "WandbLogger": "loggers",
     "build": "config",
+    "load": "storage",
     "load_model": "models.loading",
+    "save": "storage",
 }
 
 __all__ = [  # noqa: F822  loaded by __getattr__
@@ -79,12 +83,15 @@ __all__ = [  # noqa: F822  loaded by __getattr__
     "core",
     "engine",
     "evaluation",
+    "load",
     "load_model",
     "loggers",
     "methods",
     "metrics",
     "models",
     "patchers",
+    "save",
+    "storage",
     "tasks",
 ]
 

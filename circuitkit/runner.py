@@ -10,7 +10,6 @@ from typing import Any
 
 from circuitkit.callbacks.base import Callback
 from circuitkit.callbacks.dispatch import Callbacks
-from circuitkit.core.journal import Recorded, Replay
 from circuitkit.core.records import RunInfo, Step
 from circuitkit.engine.base import Engine
 from circuitkit.engine.distributed import spread
@@ -25,6 +24,7 @@ from circuitkit.models.hooked import HookedModel
 from circuitkit.models.processes import processes
 from circuitkit.patchers.base import Patcher
 from circuitkit.results import RunResult, artifacts, baseline_metrics, evaluated, from_text, run_info, summary_metrics, to_text
+from circuitkit.storage.journal import Recorded, Replay
 from circuitkit.tasks.base import Task
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 
 from circuitkit.callbacks.base import Callback
 from circuitkit.core.errors import UserError
-from circuitkit.core.journal import FORMAT_VERSION, JOURNAL, JournalFile, Recorded
 from circuitkit.core.records import RunInfo, Step
+from circuitkit.storage.journal import FORMAT_VERSION, JOURNAL, JournalFile, Recorded
 
 
 class Journal(Callback):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Bool
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, Unit, precedes
-from circuitkit.core.sealed import read_text, reading, seal, unseal, write_text
+from circuitkit.core.sealed import reading, seal, size, unseal
 from circuitkit.core.universe import NodeUniverse, Universe
 
 
@@ -164,19 +163,6 @@ class Circuit:
                 f"This circuit was found in the model {self.model!r}, not in {model!r}. Load that model, or find a circuit in this one."
             )
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the circuit as JSON, whole or not at all."""
-        return write_text(Path(path), self.to_json())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Circuit:
-        """Reads a circuit that ``save`` wrote.
-
-        Raises:
-            CircuitError: No such file, not a circuit, another format version, or damaged.
-        """
-        return cls.from_json(read_text(Path(path), "circuit"), where=str(path))
-
     def to_json(self) -> str:
         """The circuit as the text of a file."""
         body = {
@@ -210,7 +196,7 @@ class Circuit:
             dropped = provenance.get("dropped_nodes", ()) if edges else ()  # files of earlier versions say no more
             within = tuple(Node.parse(name) for name in entry({"within": list(dropped), **body}, "within", list))
             score = None if body["score"] is None else float(entry(body, "score", int, float))
-            shape = entry(body, "n_layers", int), entry(body, "n_heads", int)
+            shape = size(body, "n_layers"), size(body, "n_heads")
             return cls(nodes, *shape, entry(body, "model", str), score, Level(body["level"]), provenance, edges, within)
 
     def _combined(self, other: Circuit, nodes: Iterable[Node], edges: Iterable[Edge]) -> Circuit:
@@ -261,15 +247,6 @@ class Scores:
         return seal(body)
 
     @classmethod
-    def load(cls, path: str | Path) -> Scores:
-        """Reads a file with the text that ``to_json`` returned.
-
-        Raises:
-            CircuitError: No such file, no scores, another format version, or damaged.
-        """
-        return cls.from_json(read_text(Path(path), "scores"), where=str(path))
-
-    @classmethod
     def from_json(cls, text: str, where: str = "this text") -> Scores:
         """The scores that the text of a file stands for.
 
@@ -284,7 +261,7 @@ class Scores:
         with reading(where, "scores") as entry:
             values = entry(body, "values", dict)
             values = {name: float(entry(values, name, int, float)) for name in values}  # nodes, or draws of random circuits
-            shape = entry(body, "n_layers", int), entry(body, "n_heads", int)
+            shape = size(body, "n_layers"), size(body, "n_heads")
             return cls(values, entry(body, "unit", str), *shape, entry(body, "model", str), entry(body, "provenance", dict))
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from circuitkit.core.sealed import read_text, reading, seal, unseal, write_text
+from circuitkit.core.sealed import reading, seal, unseal
 
 
 @dataclass(frozen=True)
@@ -26,22 +25,9 @@ class Finding:
     body: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``<kind>.json`` into a folder, whole or not at all."""
-        return write_text(Path(folder) / f"{self.kind}.json", self.to_json())
-
     def to_json(self) -> str:
         """The finding as the text of a file."""
         return seal({"kind": self.kind, "title": self.title, "body": dict(self.body), "provenance": dict(self.provenance)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Finding:
-        """Reads a finding that ``save`` wrote.
-
-        Raises:
-            CircuitError: No such file, no finding, another format version, or damaged.
-        """
-        return cls.from_json(read_text(Path(path), "result"), where=str(path))
 
     @classmethod
     def from_json(cls, text: str, where: str = "this text") -> Finding:

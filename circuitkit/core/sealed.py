@@ -1,22 +1,26 @@
-"""Result files: JSON with a format version and a checksum, written whole or not at all, and refused in words when damaged."""
+"""The text of result files: JSON with a format version and a checksum, refused in words when it is damaged. Nothing here touches a disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from circuitkit.core import plain
 from circuitkit.core.errors import CircuitError
 
 FORMAT_VERSION = 1
 
+_LARGEST = 4096  # layers or heads; models have about a hundred
+_LONG = 1000  # characters of what a sentence repeats from a file
+
 
 def seal(body: Mapping[str, Any]) -> str:
-    """The text of a file with this content."""
-    content = {"format_version": FORMAT_VERSION, **body}
+    """The text of a file with this content; what ``unseal`` would refuse, such as NaN, is written as ``plain.writable`` says."""
+    content = plain.writable({"format_version": FORMAT_VERSION, **body})
     return json.dumps({**content, "checksum": checksum(content)}, indent=2) + "\n"
 
 
@@ -31,14 +35,15 @@ def unseal(text: str, where: str) -> dict[str, Any]:
         CircuitError: Not such a text, of another format version, or damaged.
     """
     try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        body = plain.parse(text)
+    except ValueError as error:
         raise CircuitError(f"{where} is not a whole JSON file ({error}). It may have been cut off; make it again.") from error
     if not isinstance(body, dict) or "format_version" not in body:
         raise CircuitError(f"{where} is not a file that circuitkit wrote: it has no format_version.")
     if body["format_version"] != FORMAT_VERSION:
         raise CircuitError(
-            f"{where} has format {body['format_version']}; this version reads format {FORMAT_VERSION}. Use the version that wrote it."
+            f"{where} has format {reprlib.repr(body['format_version'])}; this version reads format {FORMAT_VERSION}. Use the version that "
+            "wrote it."
         )
     found = body.pop("checksum", None)
     if found != checksum(body):
@@ -59,38 +64,25 @@ def reading(where: str, what: str) -> Iterator[Callable[..., Any]]:
     """
     try:
         yield entry
-    except CircuitError:
-        raise
+    except CircuitError as error:
+        raise CircuitError(f"{where}: {error}" if len(str(error)) < _LONG else f"{where}: {str(error)[:_LONG]} ...") from error
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise CircuitError(f"{where} is not a {what} file: {type(error).__name__} at {error}.") from error
+        raise CircuitError(f"{where} is not a {what} file: {type(error).__name__} at {str(error)[:_LONG]}.") from error
 
 
 def entry(body: Mapping[str, Any], key: str, *kinds: type) -> Any:
     """An entry of a file, which must be just of its kind: what is only like it, such as 2.7 layers, was written by something else."""
     if type(body[key]) not in kinds or (int in kinds and float not in kinds and body[key] < 0):
-        raise ValueError(f"{key} is {body[key]!r}, expected {' or '.join(kind.__name__ for kind in kinds)}")
+        raise ValueError(f"{key} is {reprlib.repr(body[key])}, expected {' or '.join(kind.__name__ for kind in kinds)}")
     return body[key]
 
 
-def read_text(path: Path, what: str) -> str:
-    """The text of a file.
-
-    Raises:
-        CircuitError: It cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CircuitError(f"The {what} file {path} cannot be read: {error}.") from error
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-    return path
+def size(body: Mapping[str, Any], key: str) -> int:
+    """An entry that counts the layers or heads of a model, of which later tables are made."""
+    found: int = entry(body, key, int)
+    if found > _LARGEST:
+        raise ValueError(f"{key} is {found}, expected at most {_LARGEST}")
+    return found
 
 
 def checksum(body: Mapping[str, Any]) -> str:

@@ -10,8 +10,8 @@ from omegaconf import ListConfig
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
-from circuitkit.core.literature import PublishedCircuit, read
 from circuitkit.results import versions
+from circuitkit.storage.literature import PublishedCircuit, read
 
 _USUAL = ("circuit", "shared")
 

@@ -13,8 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from circuitkit.core.errors import ConfigError
-from circuitkit.jobs import folders, outcome
+from circuitkit.jobs import folders
 from circuitkit.jobs.sweep_table import write
+from circuitkit.storage import run_folder
+from circuitkit.storage.run_folder import JOB, STATUS
 
 Row = dict[str, Any]
 
@@ -34,7 +36,7 @@ def run(config: DictConfig) -> None:
     rows = collect(root)
     if not rows:
         raise ConfigError(
-            f"There are no jobs below {root}. Expected folders with {outcome.FILE} or {folders.STATUS}, as `circuitkit -m` leaves them."
+            f"There are no jobs below {root}. Expected folders with {JOB} or {STATUS}, as `circuitkit -m` leaves them."
         )
     paths = write(rows, root, summary(rows))
     show(rows, paths)
@@ -47,7 +49,7 @@ def collect(root: Path) -> list[Row]:
 
 def row(folder: Path, root: Path) -> Row:
     """What is known of one job: which settings it was given, what became of it, and its numbers."""
-    job, status = outcome.read(folder), folders.status(folder)
+    job, status = run_folder.job(folder), run_folder.status(folder)
     source = folder / job["same_as"] if "same_as" in job else folder
     found: Row = {
         "run": job.get("number"),
@@ -98,17 +100,17 @@ def differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _jobs(root: Path) -> Iterator[Path]:
     """Folders of jobs: those of a sweep, else of single runs. What lies below the folder of a job belongs to it."""
-    for file in (outcome.FILE, folders.STATUS):
+    for file in (JOB, STATUS):
         for path in root.rglob(file):
             above = path.parent.relative_to(root).parts
-            inner = any((parent / outcome.FILE).is_file() for parent in path.parent.parents if parent.is_relative_to(root))
+            inner = any((parent / JOB).is_file() for parent in path.parent.parents if parent.is_relative_to(root))
             if not inner and not any(part.startswith((".", "previous-")) for part in above):
                 yield path.parent
 
 
 def _number(folder: Path) -> int:
     """Of the job: as it says itself, or else as its folder's name begins."""
-    number = outcome.read(folder).get("number", folder.name.partition("_")[0])
+    number = run_folder.job(folder).get("number", folder.name.partition("_")[0])
     return int(number) if str(number).isdecimal() else 0
 
 

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
-from circuitkit.core.literature import PublishedCircuit, fitted
 from circuitkit.evaluation import overlap
 from circuitkit.jobs import plan
 from circuitkit.jobs.circuit_files import origin, read_listed
+from circuitkit.storage import save, save_finding
+from circuitkit.storage.literature import PublishedCircuit, fitted
 
 SHARED = "shared.json"
 
@@ -46,10 +47,10 @@ def write(circuits: Mapping[str, Circuit], folder: Path) -> Path:
     """Writes the comparison as ``compare.json``, and what all circuits share as a circuit file, ``shared.json``, if they share anything."""
     shared = overlap.shared_by_all(circuits)
     if shared.nodes:
-        replace(shared, provenance=origin(circuits.items())).save(folder / SHARED)
+        save(replace(shared, provenance=origin(circuits.items())), folder / SHARED)
     else:
         (folder / SHARED).unlink(missing_ok=True)  # of an earlier comparison
-    return comparison(circuits).save(folder)
+    return save_finding(comparison(circuits), folder)
 
 
 def show(circuits: Mapping[str, Circuit], path: Path | None = None) -> None:

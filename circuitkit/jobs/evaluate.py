@@ -12,11 +12,11 @@ from rich.table import Table
 
 from circuitkit.config import build
 from circuitkit.core.findings import Finding
-from circuitkit.core.literature import read
 from circuitkit.evaluation import evaluate
 from circuitkit.jobs import measuring
 from circuitkit.jobs.circuit_files import label, origin
 from circuitkit.jobs.find import load
+from circuitkit.storage.literature import read
 from circuitkit.tasks import Task
 
 _SHOWN = 12  # members of a table

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from circuitkit.callbacks import Callback, Journal
 from circuitkit.config import build, build_each
-from circuitkit.core.journal import JOURNAL, read
 from circuitkit.core.node import Level
 from circuitkit.core.records import RunInfo
 from circuitkit.engine import Engine
@@ -32,6 +31,7 @@ from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Patcher
 from circuitkit.results import RunResult
 from circuitkit.runner import Runner
+from circuitkit.storage.journal import JOURNAL, read
 from circuitkit.tasks import Task
 
 _log = logging.getLogger(__name__)

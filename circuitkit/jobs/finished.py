@@ -6,9 +6,13 @@ import json
 import os
 from pathlib import Path
 
+from circuitkit.core import plain
+from circuitkit.core.errors import UserError
 from circuitkit.core.records import RunInfo
 from circuitkit.jobs import folders
 from circuitkit.runner import NotNeeded
+from circuitkit.storage import run_folder
+from circuitkit.storage.reading import read_lines
 
 FILE = "finished.jsonl"
 
@@ -54,13 +58,13 @@ class Finished:
     def find(self, content_hash: str) -> Path | None:
         """The folder of the finished run with this content hash. Lines that cannot be read, or whose run is gone, count for nothing."""
         try:
-            lines = (self.root / FILE).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
+            lines = read_lines(self.root / FILE, "index")
+        except UserError:
             return None
         for line in reversed(lines):
             if content_hash in line:
                 folder = self._folder(line)
-                if folder and folders.status(folder).get("status") == "finished" and folders.content_hash(folder) == content_hash:
+                if folder and run_folder.status(folder).get("status") == "finished" and folders.content_hash(folder) == content_hash:
                     return folder
         return None
 
@@ -78,6 +82,6 @@ class Finished:
 
     def _folder(self, line: str) -> Path | None:
         try:
-            return self.root / json.loads(line)["folder"]
+            return self.root / plain.parse(line)["folder"]
         except (ValueError, KeyError, TypeError):
             return None

@@ -15,7 +15,6 @@ from circuitkit.config import build
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
-from circuitkit.core.literature import PublishedCircuit, fitted
 from circuitkit.core.records import TextArtifact
 from circuitkit.engine import Engine
 from circuitkit.engine.distributed import shared
@@ -28,6 +27,7 @@ from circuitkit.models.hooked import HookedModel
 from circuitkit.models.processes import processes
 from circuitkit.patchers import Patcher
 from circuitkit.results import run_info
+from circuitkit.storage.literature import PublishedCircuit, fitted
 from circuitkit.tasks import Task
 
 

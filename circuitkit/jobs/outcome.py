@@ -15,7 +15,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-FILE = "job.json"
+from circuitkit.storage import run_folder
+from circuitkit.storage.run_folder import JOB
 
 _began: dict[str, Any] = {}  # folder and time of the sweep that this process launched
 
@@ -81,7 +82,7 @@ def recorded(in_words: Callable[[Exception], tuple[str, int]]) -> Iterator[None]
     except BaseException:
         note(status="interrupted", ended=time.time())
         raise
-    note(ended=time.time(), status="skipped" if "same_as" in read(Path(hydra.runtime.output_dir)) else "finished")
+    note(ended=time.time(), status="skipped" if "same_as" in run_folder.job(Path(hydra.runtime.output_dir)) else "finished")
 
 
 def note(**fields: Any) -> None:
@@ -89,26 +90,17 @@ def note(**fields: Any) -> None:
     if not in_sweep():
         return
     folder = Path(HydraConfig.get().runtime.output_dir)
-    body = fields if fields.get("status") == "running" else read(folder) | fields
-    partial = folder / f"{FILE}.partial"
+    body = fields if fields.get("status") == "running" else run_folder.job(folder) | fields
+    partial = folder / f"{JOB}.partial"
     partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / FILE)
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The ``job.json`` of a folder; nothing if there is none that can be read."""
-    try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    partial.replace(folder / JOB)
 
 
 def failures() -> list[dict[str, Any]]:
     """The failed jobs of the sweep that this process launched, by number, wherever they ran."""
     if not _began:
         return []
-    found = [read(path.parent) for path in _began["folder"].glob(f"*/{FILE}")]
+    found = [run_folder.job(path.parent) for path in _began["folder"].glob(f"*/{JOB}")]
     # A folder that is used again may hold jobs of an earlier sweep; a second is for file systems and clocks of other machines.
     mine = [job for job in found if job.get("status") == "failed" and job.get("started", 0) >= _began["time"] - 1]
     return sorted(mine, key=lambda job: job.get("number", 0))

@@ -13,12 +13,13 @@ from rich.console import Console
 from circuitkit.config import build_each
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError, ConfigError, UserError
-from circuitkit.core.exports import graph_of, to_dot, to_graphml, to_json
+from circuitkit.core.node import INPUT, LOGITS
 from circuitkit.core.records import FigureArtifact
-from circuitkit.core.sealed import write_text
 from circuitkit.loggers import Logger, LoggerGroup
 from circuitkit.report.needs import check_installed
 from circuitkit.report.reading import FIGURES, Material, read
+from circuitkit.storage.exchange import graph_of, to_dot, to_graphml, to_json
+from circuitkit.storage.writing import write_text
 
 if TYPE_CHECKING:
     from circuitkit.report.blocks import Drawing
@@ -86,8 +87,9 @@ def report(material: Material, folder: Path) -> tuple[list[Path], list[Drawing],
 
 
 def export(material: Material, folder: Path) -> list[Path]:
-    """Writes each circuit as a universe in three formats: DOT, GraphML and JSON."""
+    """Writes each circuit as a graph in three formats: DOT, GraphML and JSON."""
     from circuitkit.report.figures.edges import circuit_of, costs_of
+    from circuitkit.report.figures.layout import layered
     from circuitkit.report.figures.maps import file_name
 
     found: dict[str, tuple[Circuit, dict[str, float]]] = {each.label: (each.what, {}) for each in material.circuits}
@@ -98,8 +100,8 @@ def export(material: Material, folder: Path) -> list[Path]:
             continue  # the page says so
     paths = []
     for label, (circuit, costs) in found.items():
-        universe = graph_of(circuit, costs)
-        for ending, text in (("dot", to_dot(universe)), ("graphml", to_graphml(universe)), ("json", to_json(universe))):
+        graph = graph_of(circuit, layered([*circuit.nodes, INPUT, LOGITS]), costs)
+        for ending, text in (("dot", to_dot(graph)), ("graphml", to_graphml(graph)), ("json", to_json(graph))):
             paths.append(write_text(folder / f"{file_name('circuit', label)}.{ending}", text))
     return paths
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from circuitkit import storage
 from circuitkit.analysis import (
     OTHER_MEMBER,
     ROLES,
@@ -49,7 +50,7 @@ def run(config: DictConfig) -> None:
     """Looks at the parts, writes ``roles.json`` into the run's folder and prints a summary."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     check(config)
-    circuit = None if config.circuit is None else Circuit.load(config.circuit)
+    circuit = None if config.circuit is None else storage.load(Circuit, config.circuit)
     task = build(config.task, Task)
     following = successors(config.successors, task)
     model = load(config)
@@ -59,7 +60,7 @@ def run(config: DictConfig) -> None:
     settings = {key: OmegaConf.to_container(config)[key] for key in SETTINGS}  # type: ignore[index,call-overload]
     body = {"task": task.name, **look(model, prompts, settings | {"successors": following}, circuit)}
     finding = Finding("roles", f"Roles in {model.name} on {task.name}", body, provenance(model, task, prompts, settings))
-    path = finding.save(folder)
+    path = storage.save_finding(finding, folder)
     show(body, circuit)
     Console(highlight=False).print(f"\nwritten: {path}", soft_wrap=True)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from circuitkit.core.errors import ConfigError
 from circuitkit.loggers.jsonl import CONFIG
 from circuitkit.loggers.redaction import REMOVED
+from circuitkit.storage.yaml_text import read_yaml
 
 _PARTS = {"task", "model", "method", "patcher", "metric", "engine"}
 
@@ -33,10 +33,7 @@ def saved(config: DictConfig) -> DictConfig:
     path = Path(str(config.resume)) / CONFIG
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError("resume goes on with one run, in its own folder. Leave out -m, and give one folder a command.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"Expected the settings of the run in {path}, but it cannot be read: {' '.join(str(error).split())}") from error
+    values = read_yaml(path, "settings")
     if not isinstance(values, dict) or not values.keys() >= _PARTS:
         raise ConfigError(f"Expected the settings of a run in {path}, found something else. Start a new run in another folder.")
     plain = OmegaConf.to_container(config, resolve=True)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from circuitkit import storage
 from circuitkit.config import build
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError, unknown_choice
@@ -105,7 +106,7 @@ def searched(config: DictConfig, setting: Mapping[str, Any], model: HookedModel)
         result = find(one, model, check=None if config.rerun else finished.refuse)
     except AlreadyFinished as done:
         _log.info("%s", done)
-        return SearchRun(Circuit.load(done.folder / "circuit.json"), **setting)
+        return SearchRun(storage.load(Circuit, done.folder / "circuit.json"), **setting)
     if result.circuit is None:
         raise ConfigError("job=stability needs a method that finds a circuit, such as method=iterative_pruning.")
     finished.add(result.info.content_hash, one.dir)

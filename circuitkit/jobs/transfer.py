@@ -20,7 +20,6 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.describe import describe
 from circuitkit.core.errors import ConfigError, PromptError
 from circuitkit.core.findings import Finding
-from circuitkit.core.literature import read
 from circuitkit.core.node import Level
 from circuitkit.core.questions import QuestionSet
 from circuitkit.evaluation.transfer import transfer
@@ -30,6 +29,7 @@ from circuitkit.jobs.find import load
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.processes import processes
 from circuitkit.patchers import Patcher
+from circuitkit.storage.literature import read
 from circuitkit.tasks import Questions, Tokenizer
 
 INTERSECTION = "intersection"

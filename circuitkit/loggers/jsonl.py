@@ -14,14 +14,16 @@ from typing import Any, TextIO
 
 import yaml
 
-from circuitkit.core import journal
+from circuitkit.core import plain
 from circuitkit.core.errors import ConfigError, UserError
-from circuitkit.core.folder_lock import LOCK, FolderLock
 from circuitkit.core.records import Artifact, TableArtifact, TextArtifact
 from circuitkit.loggers.base import Logger, Status
 from circuitkit.loggers.redaction import redacted
+from circuitkit.storage import journal, run_folder
+from circuitkit.storage.folder_lock import LOCK, FolderLock
+from circuitkit.storage.reading import raw_lines
+from circuitkit.storage.run_folder import CONFIG, METRICS, STATUS, TIMES
 
-CONFIG, METRICS, STATUS = "config.yaml", "metrics.jsonl", "status.json"
 _OWN = (CONFIG, METRICS, STATUS, journal.JOURNAL, LOCK)
 
 
@@ -57,7 +59,7 @@ class JsonlLogger(Logger):
         Raises:
             ConfigError: The folder holds a finished run.
         """
-        before = self._last_status()
+        before = run_folder.status(self.folder)
         if before.get("status") == "finished" and not self.overwrite:
             raise ConfigError(
                 f"Expected a folder without a finished run, but {self.folder} holds {before.get('name')!r} of {before.get('time')}. "
@@ -67,7 +69,7 @@ class JsonlLogger(Logger):
     @property
     def has_finished(self) -> bool:
         """Whether the folder holds a finished run."""
-        return bool(self._last_status().get("status") == "finished")
+        return bool(run_folder.status(self.folder).get("status") == "finished")
 
     def claim(self) -> None:
         """Takes the folder for this process, until ``release`` or ``finalize``; before a large model is loaded.
@@ -94,7 +96,7 @@ class JsonlLogger(Logger):
         with self._writing():
             recorded = journal.read(self._path(journal.JOURNAL)) if self.resume else None
             if recorded is None:
-                self._move_aside([*self._last_status().get("files", ()), CONFIG, METRICS, STATUS, journal.JOURNAL])
+                self._move_aside([*run_folder.status(self.folder).get("files", ()), CONFIG, METRICS, STATUS, journal.JOURNAL])
             else:
                 self._replace(METRICS, _rows_before(self._path(METRICS), len(recorded.steps)))
             self._name, self._started, self._files = name, time.time(), []
@@ -148,13 +150,6 @@ class JsonlLogger(Logger):
                     self._write_status(status)
                 finally:
                     self.release()
-
-    def _last_status(self) -> dict[str, Any]:
-        try:
-            status = json.loads((self.folder / STATUS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return status if isinstance(status, dict) else {}
 
     def _write_status(self, status: str) -> None:
         now = datetime.now(timezone.utc)
@@ -221,9 +216,9 @@ class JsonlLogger(Logger):
 def _rows_before(metrics: Path, step: int) -> bytes:
     """The lines of a file of metrics that belong to earlier steps; a torn one belongs to none."""
     kept = []
-    for line in metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else ():
+    for line in raw_lines(metrics, "metrics", times=TIMES) if metrics.exists() else ():
         try:
-            row = json.loads(line)
+            row = plain.parse(line.decode())
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] < step and line.endswith(b"\n"):

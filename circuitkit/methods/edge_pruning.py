@@ -21,6 +21,7 @@ from circuitkit.engine.edges.base import Mlps
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.guessing import Decision, Guesser
 from circuitkit.patchers.base import Patcher
+from circuitkit.storage import load
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class EdgePruning(Method):
         self.level = Level.EDGE_QKV if split else Level.EDGE
 
     def over(self, engine: Engine) -> Engine:
-        circuit = Circuit.load(self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
+        circuit = load(Circuit, self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
         return engine.edges(circuit, level=self.level, mlps=self.mlps, patcher=self.edge_patcher)
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit:

@@ -18,6 +18,7 @@ from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.recall import scored_in_parts
 from circuitkit.models.hooked import HookedModel
+from circuitkit.storage import load
 
 
 class Knockout(Method):
@@ -48,7 +49,7 @@ class Knockout(Method):
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Scores:
         universe = engine.universe.as_nodes()
-        start = Circuit.load(self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
+        start = load(Circuit, self.circuit) if isinstance(self.circuit, str | Path) else self.circuit
         if start is not None:
             start.check_fits(engine.model.n_layers, engine.model.n_heads, engine.model.name)
         base = universe.full() if start is None else start.mask(universe)

@@ -15,6 +15,7 @@ from circuitkit.core.records import Step
 from circuitkit.engine.base import Engine
 from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.recall import scored_in_parts
+from circuitkit.storage import load
 
 
 class RandomCircuit(Method):
@@ -82,6 +83,6 @@ class RandomCircuit(Method):
         if self.like is None:
             assert self.n_heads is not None and self.n_mlps is not None
             return self.n_heads, self.n_mlps
-        like = Circuit.load(self.like) if isinstance(self.like, str | Path) else self.like
+        like = load(Circuit, self.like) if isinstance(self.like, str | Path) else self.like
         like.check_fits(engine.model.n_layers, engine.model.n_heads)
         return len(like.heads), len(like.mlps)

@@ -6,7 +6,6 @@ without a network says so at once instead of retrying for minutes, and uses what
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from circuitkit.core.errors import ModelError, unknown_choice
 from circuitkit.models.architectures import architecture_of
+from circuitkit.models.files import settings_of
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.processes import processes
 from circuitkit.models.zoo import ZOO, zoo_path
@@ -244,15 +244,7 @@ def _hub_answers(repo: str, revision: str | None) -> bool:
 
 def _config(folder: Path, source: str, *, weights: bool = True) -> PreTrainedConfig:
     """The model's configuration, after all checks that need no weights."""
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{source} holds no config.json, so it is not a transformers model. Expected a folder that save_pretrained wrote, "
-            "with config.json, model.safetensors and a tokenizer."
-        ) from error
-    except ValueError as error:
-        raise ModelError(f"config.json of {source} is not valid JSON ({error}). Download or save the model again.") from error
+    settings = settings_of(folder, source)
     if settings.get("auto_map"):
         raise ModelError(
             f"{source} asks to run Python code that it brings along (auto_map in config.json), which circuitkit never does. Take a model "

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from circuitkit.core import plain
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.findings import Finding
-from circuitkit.core.sealed import read_text
+from circuitkit.storage import run_folder
+from circuitkit.storage.reading import read_text
 
 T = TypeVar("T")
 
 FIGURES = "figures"
 _KNOWN = ("circuit.json", "scores.json", "evaluation.json", "cross_task.json", "compare.json", "stability.json", "edges.json", "roles.json",
           "transfer.json")  # fmt: skip
-_NOT_RESULTS = ("status.json", "job.json")
-_MAX_BYTES = 200_000_000  # a larger file is none of ours
+_NOT_RESULTS = (run_folder.STATUS, run_folder.JOB)
+_MAX_ROWS = 500_000  # more than a curve can show
 
 
 @dataclass(frozen=True)
@@ -112,19 +114,19 @@ def read(folder: Path) -> Material:
 def _files(folder: Path, suffix: str) -> Iterator[Path]:
     for path in sorted(folder.rglob(f"*{suffix}")):
         above = path.relative_to(folder).parts[:-1]
-        if path.is_file() and not any(part.startswith((".", "previous-")) or part in (FIGURES, "wandb") for part in above):
+        if not path.is_dir() and not any(part.startswith((".", "previous-")) or part in (FIGURES, "wandb") for part in above):
             yield path
 
 
 def _result(path: Path, where: str) -> Circuit | Scores | Finding | None:
     """What a file holds; None for a JSON file that is none of ours."""
-    if path.name in _NOT_RESULTS or path.stat().st_size > _MAX_BYTES:
+    if path.name in _NOT_RESULTS:
         return None
     known = path.name in _KNOWN
     try:
-        text = read_text(path, "result").lstrip("\ufeff")
-        body = json.loads(text)
-    except (CircuitError, ValueError, RecursionError) as error:
+        text = read_text(path, "result")
+        body = plain.parse(text)
+    except (CircuitError, ValueError) as error:
         if known:
             raise CircuitError(f"{where} is damaged or cut off ({str(error).splitlines()[0]}).") from error
         return None
@@ -141,7 +143,7 @@ def _result(path: Path, where: str) -> Circuit | Scores | Finding | None:
 
 def _label(path: Path) -> str:
     """Its folder's name for a file with a usual name, else the file's own."""
-    return path.resolve().parent.name if path.name in _KNOWN else path.stem
+    return path.parent.resolve().name if path.name in _KNOWN else path.stem
 
 
 def _unique(found: list[Located[Any]]) -> Iterator[Located[Any]]:
@@ -152,26 +154,11 @@ def _unique(found: list[Located[Any]]) -> Iterator[Located[Any]]:
 
 
 def _run(folder: Path, root: Path) -> RunFolder:
-    rows = [row for line in _text(folder / "metrics.jsonl").splitlines() if (row := _mapping(line))]
+    rows = list(islice(run_folder.rows(folder), _MAX_ROWS))
     return RunFolder(
         folder.relative_to(root).as_posix() if folder != root else folder.resolve().name,
-        _text(folder / "config.yaml"),
-        _mapping(_text(folder / "status.json")),
+        run_folder.text(folder / run_folder.CONFIG),
+        run_folder.status(folder),
         tuple(row for row in rows if isinstance(row.get("step"), int)),
         {key: value for row in rows if row.get("step") is None for key, value in row.items() if key not in ("step", "time")},
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

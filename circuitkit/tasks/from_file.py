@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from circuitkit.core import plain
 from circuitkit.core.errors import ConfigError, PromptError
 from circuitkit.core.prompts import Prompt, PromptSet
+from circuitkit.storage.reading import read_lines
 from circuitkit.tasks.base import Accept, Task, Tokenizer
 from circuitkit.tasks.encoding import Encoder, encode
 
@@ -66,9 +67,9 @@ class FromFile(Task):
 
     def _read(self) -> list[Prompt]:
         try:
-            lines = Path(self.path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as problem:
-            raise PromptError(f"task.path must be a JSONL file in UTF-8, but {str(self.path)!r} cannot be read: {problem}.") from None
+            lines = read_lines(self.path, "prompt", PromptError)
+        except PromptError as problem:
+            raise PromptError(f"task.path must be a JSONL file in UTF-8, but this was found: {problem}") from None
         prompts = [_parse(line, f"Line {number} of {str(self.path)!r}") for number, line in enumerate(lines, start=1) if line.strip()]
         if not prompts:
             raise PromptError(f"{str(self.path)!r} holds no prompts. Expected a JSON object a line, with {', '.join(_REQUIRED)}.")
@@ -83,8 +84,8 @@ def _parse(line: str, where: str) -> Prompt:
     """
     expected = f"Expected a JSON object with the texts {', '.join(_REQUIRED)}, and optionally {', '.join(_OPTIONAL)}."
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as problem:
+        record = plain.parse(line)
+    except ValueError as problem:
         raise PromptError(f"{where} is not JSON ({problem}). {expected}") from None
     if not isinstance(record, dict):
         raise PromptError(f"{where} is a {type(record).__name__}. {expected}")

@@ -20,6 +20,7 @@ from typing import Any
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import UserError
 from circuitkit.core.findings import Finding
+from circuitkit.storage import load
 
 HERE = Path(__file__).resolve().parent
 REFERENCE: Mapping[str, Any] = json.loads((HERE / "reference.json").read_text(encoding="utf-8"))
@@ -63,7 +64,7 @@ def compare(study: Path) -> list[Line]:
     Raises:
         UserError: No finished run is there, or of a model that the paper does not have.
     """
-    circuits = {path.parent.name: Circuit.load(path) for path in sorted(study.glob("nodes/*/circuit.json"))}
+    circuits = {path.parent.name: load(Circuit, path) for path in sorted(study.glob("nodes/*/circuit.json"))}
     if not circuits:
         raise UserError(f"Expected the folder of a study with nodes/<task>/circuit.json in it, found none in {study}. Run study.py first.")
     model = next(iter(circuits.values())).model
@@ -81,7 +82,7 @@ def knockouts(study: Path, task: str) -> Iterator[Line]:
     path = study / "knockout" / task / "scores.json"
     if task not in REFERENCE["full_knockout_head_pct"] or not path.is_file():
         return
-    ours = Scores.load(path).values
+    ours = load(Scores, path).values
     for kind, paper in (("heads", _heads(task)), ("MLPs", _mlps(task))):
         both = [(value, ours[name]) for name, value in paper.items() if name in ours]
         if len(both) < len(paper):
@@ -179,7 +180,7 @@ def _mlps(task: str) -> dict[str, float]:
 
 
 def _body(path: Path) -> Mapping[str, Any]:
-    return Finding.load(path).body if path.is_file() else {}
+    return load(Finding, path).body if path.is_file() else {}
 
 
 def _number(value: float | None) -> str:

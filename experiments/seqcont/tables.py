@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from circuitkit import storage
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
 
@@ -26,7 +27,7 @@ def read(study: Path) -> Tables:
     }
     for name, rows in (("compare", _compare), ("cross_task", _cross_task), ("transfer", _transfer)):
         path = study / name / f"{name}.json"
-        found[name] = list(rows(Finding.load(path).body)) if path.is_file() else []
+        found[name] = list(rows(storage.load(Finding, path).body)) if path.is_file() else []
     return found
 
 
@@ -90,11 +91,11 @@ def _number(cell: Any) -> float:
 
 
 def _body(folder: Path, kind: str) -> Mapping[str, Any]:
-    return Finding.load(folder / f"{kind}.json").body
+    return storage.load(Finding, folder / f"{kind}.json").body
 
 
 def _circuit(study: Path, task: str) -> Row:
-    body, circuit = _body(study / "evaluation" / task, "evaluation"), Circuit.load(study / "nodes" / task / "circuit.json")
+    body, circuit = _body(study / "evaluation" / task, "evaluation"), storage.load(Circuit, study / "nodes" / task / "circuit.json")
     row: Row = {"task": task, "heads": len(circuit.heads), "mlps": len(circuit.mlps)}
     row |= {"score": _short(body["score"]["value"]), "low": _short(body["score"]["low"]), "high": _short(body["score"]["high"])}
     control = body["random_circuits"]

@@ -29,9 +29,9 @@ import torch
 
 from circuitkit import cli
 from circuitkit.callbacks import Journal
-from circuitkit.core.journal import JOURNAL, read
 from circuitkit.core.records import Step
 from circuitkit.jobs import find
+from circuitkit.storage.journal import JOURNAL, read
 
 TINY = ("task.n=2", "logger=jsonl")
 

@@ -15,6 +15,7 @@ import yaml
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
+from circuitkit.storage import load
 
 SMALL = ["task.n=4", "method.max_sweeps=1", "logger=jsonl"]  # a whole run, as short as it gets
 
@@ -150,12 +151,12 @@ def test_compare(finished):
     assert "1.00" in done.stdout
     assert not (folder / "compare.json").exists()
     done = circuitkit("job=compare", f"circuits=[{circuit},{other}]", "dir=both", cwd=folder)
-    found = Finding.load(folder / "both/compare.json").body
+    found = load(Finding, folder / "both/compare.json").body
     (pair,) = found["pairs"]
     assert 0 < pair.pop("p_value") < 1
     assert pair == {"a": "a", "b": "b", "shared": len(found["shared_by_all"]), "jaccard": 1.0, "containment": 1.0}
     assert found["shared_by_all"] == json.loads(circuit.read_text())["nodes"]
-    assert Circuit.load(folder / "both/shared.json").nodes == Circuit.load(circuit).nodes
+    assert load(Circuit, folder / "both/shared.json").nodes == load(Circuit, circuit).nodes
 
 
 def test_compare_refuses_a_circuit_cut_in_half(finished):
@@ -222,7 +223,7 @@ def test_a_stopped_run_says_so(stop, code, tmp_path):
 def test_the_demo(tmp_path):
     done = circuitkit("job=demo", "dir=demo", *SMALL[:2], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = Finding.load(tmp_path / "demo/compare.json").body
+    found = load(Finding, tmp_path / "demo/compare.json").body
     assert list(found["circuits"]) == ["numerals", "numwords", "months"]
     assert len(found["pairs"]) == 3
     for task in found["circuits"]:

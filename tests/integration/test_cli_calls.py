@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.storage import load
 
 pytestmark = pytest.mark.slow
 
@@ -68,10 +69,10 @@ def calls(tmp_path_factory):
 def test_a_command_after_another_says_what_it_would_have_said_alone(calls):
     found, folder = calls
     assert [found[name][1] for name in ("list", "first", "second", "after", "changed", "again")] == [0] * 6
-    first = Circuit.load(folder / "first/circuit.json")
+    first = load(Circuit, folder / "first/circuit.json")
     for name in ("second", "changed", "again"):
-        assert Circuit.load(folder / name / "circuit.json").names == first.names
-        assert Circuit.load(folder / name / "circuit.json").score == first.score
+        assert load(Circuit, folder / name / "circuit.json").names == first.names
+        assert load(Circuit, folder / name / "circuit.json").score == first.score
         assert f"folder    {folder / name}" in found[name][0]
 
 

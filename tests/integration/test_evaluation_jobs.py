@@ -13,6 +13,7 @@ import yaml
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
+from circuitkit.storage import load
 
 SMALL = ["task.n=4", "draws=3", "resamples=50", "logger=jsonl"]
 LISTS = {
@@ -57,7 +58,7 @@ def test_evaluate(folder):
     assert {path.name for path in (folder / "evaluation").iterdir()} == {
         "config.yaml", "evaluation.json", "metrics.jsonl", "run.log", "status.json",
     }  # fmt: skip
-    found = Finding.load(folder / "evaluation/evaluation.json")
+    found = load(Finding, folder / "evaluation/evaluation.json")
     body = found.body
     assert (body["task"], body["model"], body["n_prompts"], body["circuit"]["label"]) == ("months", "tiny_gpt2", 12, "mine")
     assert list(body["removed_from_circuit"]) == body["circuit"]["nodes"]
@@ -99,7 +100,7 @@ def test_evaluate_goes_on_by_force(folder):
     done = circuitkit("job=evaluate", "circuit=mine.json", *settings, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "but force is set" in done.stdout + done.stderr
-    assert Finding.load(folder / "forced/evaluation.json").body["n_prompts"] == 3
+    assert load(Finding, folder / "forced/evaluation.json").body["n_prompts"] == 3
 
 
 @pytest.mark.slow
@@ -107,7 +108,7 @@ def test_cross_task(folder):
     settings = ["circuits=[mine.json,other.json]", "controls=[apart.json]", "tasks=[numerals,months]", *SMALL, "dir=cross"]
     done = circuitkit("job=cross_task", *settings, cwd=folder)
     assert done.returncode == 0, done.stderr
-    found = Finding.load(folder / "cross/cross_task.json")
+    found = load(Finding, folder / "cross/cross_task.json")
     body = found.body
     assert body["circuits"] == ["mine", "other", "apart", "random like mine", "random like other"]
     assert body["controls"] == ["apart", "random like mine", "random like other"]
@@ -129,7 +130,7 @@ def test_two_processes_find_what_one_does(folder):
     assert circuitkit(*settings, "dir=alone", cwd=folder).returncode == 0
     done = subprocess.run([sys.executable, *launch, *settings, "dir=together"], cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    alone, together = (Finding.load(folder / name / "cross_task.json").body for name in ("alone", "together"))
+    alone, together = (load(Finding, folder / name / "cross_task.json").body for name in ("alone", "together"))
     assert [cell["value"] for row in together["percent"] for cell in row] == pytest.approx(
         [cell["value"] for row in alone["percent"] for cell in row], abs=0.01
     )
@@ -140,8 +141,8 @@ def test_two_processes_find_what_one_does(folder):
 def test_compare_of_lists(folder):
     done = circuitkit("job=compare", "circuits=[mine.json,other.json]", "dir=both", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert Circuit.load(folder / "both/shared.json").names == ("a0.h1", "m0", "m1")
-    assert Finding.load(folder / "both/compare.json").body["pairs"][0]["containment"] == 0.75
+    assert load(Circuit, folder / "both/shared.json").names == ("a0.h1", "m0", "m1")
+    assert load(Finding, folder / "both/compare.json").body["pairs"][0]["containment"] == 0.75
     done = circuitkit("job=compare", "circuits=[mine.json,apart.json]", "dir=both", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "shared by all: nothing, so there is no shared.json" in done.stdout
@@ -153,11 +154,11 @@ def test_stability(folder):
     settings = ["design=grid", "task.n=4", "seeds=[0,1]", "orders=null", "thresholds=[0.5]", "dir=stability"]
     done = circuitkit("job=stability", *settings, "method.max_sweeps=1", cwd=folder)
     assert done.returncode == 0, done.stderr
-    body = Finding.load(folder / "stability/stability.json").body
+    body = load(Finding, folder / "stability/stability.json").body
     labels = [f"{corruption}-seed{seed}-backward-0.5" for corruption in ("random", "repeat_last") for seed in (0, 1)]
     assert [run["label"] for run in body["runs"]] == labels
     for run in body["runs"]:
-        circuit = Circuit.load(folder / "stability" / run["label"] / "circuit.json")
+        circuit = load(Circuit, folder / "stability" / run["label"] / "circuit.json")
         assert list(circuit.names) == run["nodes"]
         settings_of = circuit.provenance["settings"]
         assert (settings_of["task"]["seed"], settings_of["task"]["corruption"]) == (run["seed"], run["corruption"])
@@ -167,7 +168,7 @@ def test_stability(folder):
     again = circuitkit("job=stability", *settings, "method.max_sweeps=1", "overwrite=true", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert (again.stdout + again.stderr).count("Skipped: the same run") == 4
-    assert Finding.load(folder / "stability/stability.json").body == body
+    assert load(Finding, folder / "stability/stability.json").body == body
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import yaml
 from pyarrow import parquet
 from test_cli import circuitkit, last_line
 
-from circuitkit.core.journal import JOURNAL, read
+from circuitkit.storage.journal import JOURNAL, read
 
 # The naive engine, so that there is time to stop it on the way.
 SLOW = ["task.n=4", "engine=reference", "logger.wandb.mode=offline", "logger.wandb.folder=wb"]

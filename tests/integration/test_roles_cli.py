@@ -10,6 +10,7 @@ import pytest
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Node
+from circuitkit.storage import load, save
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +21,10 @@ def circuitkit(*args, cwd):
 
 
 def test_it_writes_a_finding_and_marks_the_circuit(tmp_path):
-    Circuit((Node.parse("a0.h1"), Node.parse("m3")), 4, 8, model="tiny_gpt2").save(tmp_path / "circuit.json")
+    save(Circuit((Node.parse("a0.h1"), Node.parse("m3")), 4, 8, model="tiny_gpt2"), tmp_path / "circuit.json")
     done = circuitkit("job=roles", "task.n=8", "dir=here", "circuit=circuit.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    finding = Finding.load(tmp_path / "here/roles.json")
+    finding = load(Finding, tmp_path / "here/roles.json")
     assert finding.title == "Roles in tiny_gpt2 on months" and finding.body["task"] == "months"
     assert list(finding.body["patterns"]) == ["a0.h1"] and finding.body["skipped"] == {}
     assert {"settings", "seed", "model", "prompts_hash", "versions"} <= set(finding.provenance)
@@ -36,7 +37,7 @@ def test_it_writes_a_finding_and_marks_the_circuit(tmp_path):
 
 
 def test_a_circuit_of_another_model_is_refused_in_a_sentence(tmp_path):
-    Circuit((Node.parse("m0"),), 2, 2, model="other").save(tmp_path / "circuit.json")
+    save(Circuit((Node.parse("m0"),), 2, 2, model="other"), tmp_path / "circuit.json")
     done = circuitkit("job=roles", "task.n=2", "circuit=circuit.json", cwd=tmp_path)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "This circuit was found in other with 2 layers x 2 heads" in done.stderr

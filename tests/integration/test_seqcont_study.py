@@ -14,6 +14,7 @@ import yaml
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.findings import Finding
+from circuitkit.storage import load
 
 SEQCONT = Path(__file__).parents[2] / "experiments" / "seqcont"
 TASKS = ("numerals", "numwords", "months")
@@ -65,11 +66,11 @@ def tables(study):
 
 
 def body(study, name):
-    return Finding.load(study.out / f"{name}.json").body
+    return load(Finding, study.out / f"{name}.json").body
 
 
 def circuit(study, task):
-    return Circuit.load(study.out / "nodes" / task / "circuit.json")
+    return load(Circuit, study.out / "nodes" / task / "circuit.json")
 
 
 def test_every_table_and_the_report_are_there(study, tables):
@@ -121,7 +122,7 @@ def test_stages_agree_on_the_circuit(study, tables, task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_knockouts_are_of_the_full_model_and_agree_with_the_evaluation(study, task):
-    scores = Scores.load(study.out / "knockout" / task / "scores.json").values
+    scores = load(Scores, study.out / "knockout" / task / "scores.json").values
     assert len(scores) == 4 * 8 + 4
     alone = body(study, f"evaluation/{task}/evaluation")["removed_from_model"]
     assert {node: scores[node] for node in alone} == pytest.approx({node: each["value"] for node, each in alone.items()}, abs=1e-2)
@@ -132,7 +133,7 @@ def test_what_circuits_share_lies_in_all_of_them(study, tables):
     circuits = [set(circuit(study, task).names) for task in TASKS]
     assert set(shared) == set.intersection(*circuits)
     assert shared, "with nothing shared there would be nothing to test"
-    assert list(Circuit.load(study.out / "compare/shared.json").names) == shared
+    assert list(load(Circuit, study.out / "compare/shared.json").names) == shared
     sets = {each["label"]: each for each in body(study, "transfer/transfer")["sets"]}
     assert sets["intersection"]["nodes"] == [name for name in shared if name.startswith("a")]
     assert {label for label, each in sets.items() if not each["control"]} == {*TASKS, "intersection"}

@@ -12,6 +12,7 @@ import yaml
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Node
+from circuitkit.storage import load, save
 
 
 def circuitkit(*args, cwd):
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
         ("c", "tiny_gpt2", "a2.h5"),
         ("other", "tiny_llama", "a0.h0"),
     ):
-        Circuit(tuple(map(Node.parse, nodes.split())), 4, 8, model).save(folder / f"{name}.json")
+        save(Circuit(tuple(map(Node.parse, nodes.split())), 4, 8, model), folder / f"{name}.json")
     return folder
 
 
@@ -40,7 +41,7 @@ def test_it_leaves_a_finding_and_prints_the_table(folder):
         "+question.mine={_target_: circuitkit.tasks.Intervals, step: 5, start: 5}", "dir=out", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    finding = Finding.load(folder / "out" / "transfer.json")
+    finding = load(Finding, folder / "out" / "transfer.json")
     body = finding.body
     assert [entry["label"] for entry in body["sets"] if not entry["control"]] == ["first", "second", "intersection"]
     assert body["sets"][4]["nodes"] == ["a0.h0", "a0.h1"] and body["sets"][0]["nodes"] == ["a0.h0", "a0.h1", "a3.h2"], "heads only"
@@ -61,7 +62,7 @@ def test_sets_that_share_nothing_are_still_measured(folder):
     done = circuitkit("sets={first: a.json, third: c.json}", "question=[addition_1_digit]", "n=3", "draws=0", "dir=nothing", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "The sets first, third share no component, so their intersection is left out." in done.stdout + done.stderr
-    body = Finding.load(folder / "nothing" / "transfer.json").body
+    body = load(Finding, folder / "nothing" / "transfer.json").body
     assert [entry["label"] for entry in body["sets"]] == ["first", "third"]
 
 

@@ -13,6 +13,7 @@ from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Kind, Node
 from circuitkit.core.universe import EdgeUniverse, Universe
+from circuitkit.storage import save_finding
 
 TASKS = ("numerals", "numwords", "months")
 SHARED = ("a0.h1", "a4.h4", "a7.h11", "a9.h1", "m0", "m8", "m9", "m10")
@@ -44,17 +45,17 @@ def write_study(folder: Path, *, model: str = "gpt2", n_layers: int = 12, n_head
         _run_files(run, task, circuit, drawing)
         (folder / f"knockout-{task}").mkdir()
         (folder / f"knockout-{task}" / "scores.json").write_text(_knockout(circuit, drawing).to_json())
-        Finding("evaluation", f"Evaluation: {labels[task]}", evaluation(labels[task], circuit, drawing, evil)).save(run)
+        save_finding(Finding("evaluation", f"Evaluation: {labels[task]}", evaluation(labels[task], circuit, drawing, evil)), run)
     first = circuits["numerals"]
     (folder / "random").mkdir()
     draws = {f"draw{number}": drawing.gauss(5, 9) for number in range(40)}
     (folder / "random" / "scores.json").write_text(Scores(draws, "% of the untouched model", n_layers, n_heads, model).to_json())
-    Finding("edges", f"Paths of {labels['numerals']}", edges(labels["numerals"], first, drawing)).save(folder / "paths")
-    Finding("cross_task", "", cross_task(model, [*labels.values()], drawing)).save(folder)
-    Finding("compare", "", compare(labels, circuits)).save(folder)
-    Finding("stability", "", stability(labels["numerals"], model, first, drawing)).save(folder / "stability")
-    Finding("roles", f"Roles in {labels['numerals']}", roles(model, first, drawing, evil)).save(folder / "roles")
-    Finding("transfer", "", transfer(model, first, drawing, evil)).save(folder)
+    save_finding(Finding("edges", f"Paths of {labels['numerals']}", edges(labels["numerals"], first, drawing)), folder / "paths")
+    save_finding(Finding("cross_task", "", cross_task(model, [*labels.values()], drawing)), folder)
+    save_finding(Finding("compare", "", compare(labels, circuits)), folder)
+    save_finding(Finding("stability", "", stability(labels["numerals"], model, first, drawing)), folder / "stability")
+    save_finding(Finding("roles", f"Roles in {labels['numerals']}", roles(model, first, drawing, evil)), folder / "roles")
+    save_finding(Finding("transfer", "", transfer(model, first, drawing, evil)), folder)
     return folder
 
 

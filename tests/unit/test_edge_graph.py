@@ -13,6 +13,7 @@ from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import Edge, Level, Node
 from circuitkit.core.sealed import seal
 from circuitkit.core.universe import EdgeUniverse, Universe
+from circuitkit.storage import load, save
 
 
 def nodes(*names: str) -> tuple[Node, ...]:
@@ -111,7 +112,7 @@ def test_a_circuit_with_edges_comes_back_from_its_file(tmp_path):
     graph = EdgeUniverse(MEMBERS)
     circuit = with_edges(*reversed([str(edge) for edge in graph]))
     assert circuit.edges == graph.edges  # in the order of the graph, whatever order they came in
-    assert Circuit.load(circuit.save(tmp_path / "circuit.json")) == circuit
+    assert load(Circuit, save(circuit, tmp_path / "circuit.json")) == circuit
     nothing_kept = with_edges(members=())
     assert Circuit.from_json(nothing_kept.to_json()) == nothing_kept and nothing_kept.level is Level.EDGE_QKV
 

@@ -22,6 +22,7 @@ from circuitkit.loggers import JsonlLogger
 from circuitkit.methods import EdgePruning
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean, Resample, Zero
+from circuitkit.storage import load, save
 
 RULES = ("single", "cumulative")
 
@@ -184,9 +185,9 @@ def test_close_decisions_are_taken_by_the_naive_path(rule, monkeypatch):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_files_of_a_run(tmp_path, rule):
-    path = WITH_NOISE.save(tmp_path / "nodes.json")
+    path = save(WITH_NOISE, tmp_path / "nodes.json")
     result = run(loggers=[JsonlLogger(tmp_path / "run")], method=EdgePruning(str(path), rule=rule, mlps="freeze"))
-    circuit, finding = Circuit.load(tmp_path / "run" / "circuit.json"), Finding.load(tmp_path / "run" / "edges.json")
+    circuit, finding = load(Circuit, tmp_path / "run" / "circuit.json"), load(Finding, tmp_path / "run" / "edges.json")
     assert circuit == result.circuit and circuit.names == PLANTED and [str(edge) for edge in circuit.edges] == TRUE
     assert finding.kind == "edges" and set(finding.body) == {
         "task", "model", "nodes", "level", "rule", "mlps", "threshold", "node_score", "score", "edges", "kept", "dropped_nodes"
@@ -211,7 +212,7 @@ def test_a_run_that_keeps_no_edge(tmp_path):
     corrupt = planted_model().hf(result.prompts.corrupt).logits[:, -1, 1].mean() / result.baseline.clean.mean()
     assert result.circuit.edges == result.circuit.nodes == () and len(result.circuit.provenance["dropped_nodes"]) == 3
     assert result.circuit.score == pytest.approx(100 * corrupt.item(), abs=1e-3) and result.circuit.score > 1
-    assert Circuit.load(tmp_path / "circuit.json") == result.circuit and Finding.load(tmp_path / "edges.json").body["kept"] == []
+    assert load(Circuit, tmp_path / "circuit.json") == result.circuit and load(Finding, tmp_path / "edges.json").body["kept"] == []
 
 
 # Settings

@@ -25,6 +25,7 @@ from circuitkit.jobs.stability import DESIGNS
 from circuitkit.methods import Knockout, RandomCircuit
 from circuitkit.metrics.base import Floor
 from circuitkit.patchers import Mean, Zero
+from circuitkit.storage import load, save_finding
 
 
 def circuit_of(*names, n_layers=1, n_heads=3, model="by-hand", **fields):
@@ -268,7 +269,7 @@ def test_evaluation_agrees_with_the_methods(tiny, tiny_circuit):
 def test_an_evaluation_survives_its_file(tiny, tiny_circuit, tmp_path):
     found = evaluate(tiny, tiny_circuit, draws=2, resamples=50)
     json.dumps(found.body, allow_nan=False)
-    assert Finding.load(found.save(tmp_path)) == found
+    assert load(Finding, save_finding(found, tmp_path)) == found
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,7 @@ from test_runner import Toy, run
 
 from circuitkit.callbacks import Callback, Journal
 from circuitkit.config import conf_dir, file_name
-from circuitkit.core import journal
 from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, UserError
-from circuitkit.core.folder_lock import LOCK, FolderLock
-from circuitkit.core.journal import JOURNAL, JournalFile, Recorded, Replay, read
 from circuitkit.core.records import RunInfo, Step
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.jobs.saved import literal
@@ -33,6 +30,9 @@ from circuitkit.loggers import JsonlLogger
 from circuitkit.methods import IterativePruning, Knockout, RandomCircuit
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean, Zero
+from circuitkit.storage import journal
+from circuitkit.storage.folder_lock import LOCK, FolderLock
+from circuitkit.storage.journal import JOURNAL, JournalFile, Recorded, Replay, read
 from circuitkit.testing import CallbackConformance
 
 INFO = RunInfo("toy", {}, {"settings": {"method": {"threshold": 0.8}}, "versions": {"torch": "2.8"}, "content_hash": "a"}, "a", 4, 12)
@@ -346,7 +346,7 @@ def test_a_new_run_puts_the_old_journal_aside(tmp_path):
 HOLD = """
     import sys, time
     from pathlib import Path
-    from circuitkit.core.folder_lock import FolderLock
+    from circuitkit.storage.folder_lock import FolderLock
     FolderLock(Path(sys.argv[1])).take()
     print("held", flush=True)
     time.sleep(600)
@@ -388,7 +388,7 @@ def test_a_file_system_without_locks_is_only_a_warning(tmp_path, monkeypatch, ca
     def cannot(file: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("circuitkit.core.folder_lock._lock_file", cannot)
+    monkeypatch.setattr("circuitkit.storage.folder_lock._lock_file", cannot)
     lock = FolderLock(tmp_path)
     lock.take()
     assert lock.held and "cannot be locked (" in caplog.text

@@ -8,8 +8,9 @@ import pytest
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError
-from circuitkit.core.literature import PublishedCircuit, fitted, read
 from circuitkit.core.node import Node
+from circuitkit.storage import load, save
+from circuitkit.storage.literature import PublishedCircuit, fitted, read
 
 
 def written(folder, body):
@@ -35,12 +36,12 @@ def test_lists_become_circuits(tmp_path, body, names):
     circuit = fitted(found, "tiny", 2, 2)
     assert circuit.names == names
     assert (circuit.model, circuit.n_layers, circuit.n_heads, circuit.score) == ("tiny", 2, 2, None)
-    assert Circuit.load(circuit.save(tmp_path / "circuit.json")) == circuit
+    assert load(Circuit, save(circuit, tmp_path / "circuit.json")) == circuit
 
 
 def test_our_own_files_are_read_too(tmp_path):
     circuit = Circuit((Node.parse("m0"),), 2, 2, "tiny", 80.0)
-    found = read(circuit.save(tmp_path / "circuit.json"))
+    found = read(save(circuit, tmp_path / "circuit.json"))
     assert found == circuit
     assert fitted(found, "tiny", 2, 2) == circuit
     with pytest.raises(CircuitError, match="not in 'other'"):

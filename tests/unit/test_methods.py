@@ -12,6 +12,7 @@ from circuitkit.core.node import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.methods import Knockout, RandomCircuit
 from circuitkit.patchers import Mean, Zero
+from circuitkit.storage import save
 
 
 def nothing(step):
@@ -53,7 +54,7 @@ def test_knockouts_of_the_full_model_by_hand(parts):
 def test_knockouts_of_a_circuit_by_hand(parts, from_file, tmp_path):
     """In the circuit of heads 0 and 1 (80 %), still in % of the untouched model."""
     circuit = Circuit(tuple(map(Node.parse, ("a0.h0", "a0.h1"))), 1, 3, "by-hand")
-    given = str(circuit.save(tmp_path / "circuit.json")) if from_file else circuit
+    given = str(save(circuit, tmp_path / "circuit.json")) if from_file else circuit
     scores, _ = scored(Knockout(given), parts)
     assert scores.values == pytest.approx({"a0.h0": 30.0, "a0.h1": 50.0})
 
@@ -107,7 +108,7 @@ def test_the_seed_decides_the_draws(parts):
 
 
 def test_draws_like_a_circuit_and_without_some_nodes(parts, tmp_path):
-    like = Circuit(tuple(map(Node.parse, ("a0.h0", "a0.h1", "m0"))), 1, 3).save(tmp_path / "like.json")
+    like = save(Circuit(tuple(map(Node.parse, ("a0.h0", "a0.h1", "m0"))), 1, 3), tmp_path / "like.json")
     scores, _ = scored(RandomCircuit(like=like, draws=5, exclude=["a0.h0"]), parts)
     assert all(drawn == ["a0.h1", "a0.h2", "m0"] for drawn in scores.provenance["members"].values())
     assert list(scores.values.values()) == pytest.approx([50.0] * 5)

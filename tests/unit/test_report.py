@@ -12,7 +12,6 @@ from study_for_tests import TASKS, compare, cross_task, edges, evaluation, roles
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import ConfigError
-from circuitkit.core.exports import graph_of, layered, to_dot, to_graphml, to_json
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Edge, Level, Node
 from circuitkit.core.universe import EdgeUniverse
@@ -20,12 +19,15 @@ from circuitkit.report import static
 from circuitkit.report.blocks import Drawing, Section, Table
 from circuitkit.report.contents import FINDINGS, sections
 from circuitkit.report.figures.circuit_graph import circuit_graph
+from circuitkit.report.figures.layout import layered
 from circuitkit.report.figures.maps import is_map, knockout, shape_of
 from circuitkit.report.figures.overlap import colour_of, overlap, owners
 from circuitkit.report.figures.style import BLUE, GOLD, GREEN, INK, ORANGE, PURPLE, RED, interval, number, shown_interval
 from circuitkit.report.needs import check_installed
 from circuitkit.report.page import embedded, page
 from circuitkit.report.reading import read
+from circuitkit.storage import save, save_finding
+from circuitkit.storage.exchange import graph_of, to_dot, to_graphml, to_json
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;<b>$x$"
 
@@ -252,7 +254,7 @@ def test_numbers_are_numbers():
 
 
 def test_the_graph_in_three_formats(tmp_path):
-    graph = graph_of(WITH_EDGES, {"a0.h1->m0": 60.0, "a0.h1": 70.0})
+    graph = graph_of(WITH_EDGES, layered([*WITH_EDGES.nodes, *nodes("input", "logits")]), {"a0.h1->m0": 60.0, "a0.h1": 70.0})
     back = networkx.parse_graphml(to_graphml(graph), force_multigraph=True)
     assert set(back.edges(keys=True)) == {(str(each.src), str(each.dst.component_of_port), each.dst.port or "in") for each in EDGES}
     assert back.nodes["a0.h1"]["weight"] == 70.0 and back.nodes["m1"]["kind"] == "mlp"
@@ -263,7 +265,7 @@ def test_the_graph_in_three_formats(tmp_path):
     assert '"a0.h1" -> "m0" [weight_percent=60];' in dot and '"a0.h1" -> "a1.h0" [label="q"];' in dot
     assert dot.count(" -> ") == len(EDGES) and dot.count("pos=") == 6
     ElementTree.fromstring(to_graphml(graph))
-    assert to_dot(graph_of(CIRCUIT)).count(" -> ") == 0
+    assert to_dot(graph_of(CIRCUIT, layered(CIRCUIT.nodes))).count(" -> ") == 0
 
 
 # The page
@@ -344,8 +346,8 @@ def test_what_other_jobs_leave_beside_circuits_is_not_drawn_twice(study, tmp_pat
     """What a comparison found in all circuits, and the repeated searches of a stability study, have sections of their own."""
     folder = tmp_path / "study"
     shutil.copytree(study, folder)
-    CIRCUIT.save(folder / "shared.json")
-    CIRCUIT.save(folder / "stability" / "run 0" / "circuit.json")
+    save(CIRCUIT, folder / "shared.json")
+    save(CIRCUIT, folder / "stability" / "run 0" / "circuit.json")
     titles = [part.title for part in sections(read(folder))[0]]
     assert [title for title in titles if title.startswith("Circuit:")] == [f"Circuit: {task}" for task in sorted(TASKS)]
 
@@ -366,10 +368,10 @@ def test_a_finding_that_lacks_something_is_named_and_the_rest_is_made(study):
     for number_, body in enumerate(broken):
         kind = list(FINDINGS)[number_]
         folder = study.parent / f"broken{number_}"
-        Finding(kind, "t", body).save(folder)
+        save_finding(Finding(kind, "t", body), folder)
         (problem,) = sections(read(folder))[1]
         assert problem.startswith(f"{kind}.json could not be drawn") and problem.endswith("left out.")
-    Finding("something_new", "t", {}).save(study.parent / "new")
+    save_finding(Finding("something_new", "t", {}), study.parent / "new")
     assert "does not draw" in sections(read(study.parent / "new"))[1][0]
     assert material.problems == ()
 
@@ -388,14 +390,14 @@ def test_files_of_others_are_passed_by(tmp_path):
     (tmp_path / "previous-1" / "circuit.json").write_text("old")
     (tmp_path / "notes.json").write_text('{"a": 1}')
     (tmp_path / "broken.json").write_text("{")
-    CIRCUIT.save(tmp_path / "kept.json")
+    save(CIRCUIT, tmp_path / "kept.json")
     material = read(tmp_path)
     assert [each.label for each in material.circuits] == ["kept"] and material.problems == () and material.findings == ()
 
 
 def test_circuits_of_one_name_are_told_apart(tmp_path):
     for folder in ("a/months", "b/months"):
-        CIRCUIT.save(tmp_path / folder / "circuit.json")
+        save(CIRCUIT, tmp_path / folder / "circuit.json")
     assert [each.label for each in read(tmp_path).circuits] == ["a/months", "b/months"]
 
 

@@ -16,6 +16,7 @@ from circuitkit.core.findings import Finding
 from circuitkit.core.node import Node
 from circuitkit.jobs import roles
 from circuitkit.models.loading import load_model
+from circuitkit.storage import load, save_finding
 from circuitkit.tasks import MixedMonths, Months
 from circuitkit.testing import TaskConformance
 
@@ -53,7 +54,7 @@ def test_patterns_are_kept_for_the_heads_that_were_found_or_for_those_of_the_cir
 
 def test_the_finding_can_be_written_and_read(planted, tmp_path):
     finding = Finding("roles", "t", planted, {})
-    assert Finding.load(finding.save(tmp_path)).body == json.loads(json.dumps(planted))
+    assert load(Finding, save_finding(finding, tmp_path)).body == json.loads(json.dumps(planted))
 
 
 def test_the_summary_names_the_best_and_stars_the_circuit(planted, capsys):

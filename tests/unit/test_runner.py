@@ -19,6 +19,7 @@ from circuitkit.methods import IterativePruning, Knockout, RandomCircuit
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean, Zero
 from circuitkit.runner import Runner
+from circuitkit.storage import load
 from circuitkit.tasks.base import Task
 
 
@@ -87,7 +88,7 @@ def test_the_files_of_a_search(tmp_path):
     result = run(loggers=[JsonlLogger(tmp_path)])
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"config.yaml", "metrics.jsonl", "status.json", "circuit.json", "scores.parquet"}
-    circuit = Circuit.load(tmp_path / "circuit.json")
+    circuit = load(Circuit, tmp_path / "circuit.json")
     assert circuit == result.circuit and circuit.names == PLANTED
     assert circuit.score == pytest.approx(100, abs=1e-3)
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"

@@ -153,7 +153,7 @@ def test_own_names_are_taken_however_they_are_reached(target):
 
 
 def test_a_class_s_own_constructor_function_is_taken():
-    assert function(configured({"_target_": "circuitkit.core.circuit.Circuit.load"})).__name__ == "load"
+    assert function(configured({"_target_": "circuitkit.core.circuit.Circuit.from_json"})).__name__ == "from_json"
 
 
 def test_a_trusted_package_is_taken_with_all_it_imports():

@@ -16,12 +16,13 @@ from circuitkit.config import build, conf_dir, function
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import UserError
 from circuitkit.core.findings import Finding
-from circuitkit.core.literature import fitted, read
 from circuitkit.core.node import Node
 from circuitkit.engine import Engine
 from circuitkit.methods import Method
 from circuitkit.metrics import Metric
 from circuitkit.patchers import Patcher
+from circuitkit.storage import save, save_finding
+from circuitkit.storage.literature import fitted, read
 from circuitkit.tasks import Task
 
 SEQCONT = Path(__file__).parents[2] / "experiments" / "seqcont"
@@ -242,7 +243,7 @@ def save_cross_task(folder, **cells):
              for task in SENTENCES] for ours, name in labels.items()]  # fmt: skip
     rows.append([{"value": 3.0, "low": 0.0, "high": 0.0}] * 3)
     body = {"model": "gpt2", "circuits": [*labels, "random like numerals"], "tasks": list(SENTENCES), "percent": rows}
-    Finding("cross_task", "", body).save(folder / "cross_task")
+    save_finding(Finding("cross_task", "", body), folder / "cross_task")
 
 
 def save_roles(folder, task, *, a9=0, m9=None):
@@ -250,7 +251,7 @@ def save_roles(folder, task, *, a9=0, m9=None):
     best = paper.REFERENCE["ov_scores_head_9_1"].get(task, {})
     scores = {kind: {"a9.h1": best.get(kind, 1.0), "a0.h0": 99.0} for kind in ("copy", "next")}
     body = {"logit_lens": {"switch": {"a8": 2, "a9": a9, "m9": m9}, "n": 1000}, "ov": scores, "roles": {}}
-    Finding("roles", "", body).save(folder / "roles" / task)
+    save_finding(Finding("roles", "", body), folder / "roles" / task)
 
 
 def save_transfer(folder, sets, change=0.0):
@@ -261,14 +262,14 @@ def save_transfer(folder, sets, change=0.0):
     accuracy["month_problem"] = {"intersection": {"mean": 0.5}}
     listed = [{"label": label, "control": control} for label in [*sets, "intersection"] for control in (False, True)]
     listed = [each | {"label": f"random like {each['label']}"} if each["control"] else each for each in listed]
-    Finding("transfer", "", {"model": "llama2_7b_chat", "accuracy": accuracy, "sets": listed}).save(folder / "transfer")
+    save_finding(Finding("transfer", "", {"model": "llama2_7b_chat", "accuracy": accuracy, "sets": listed}), folder / "transfer")
 
 
 @pytest.fixture
 def gpt2_study(tmp_path):
     """A finished study of gpt2 that found just what the paper has."""
     for task in SENTENCES:
-        published(task, "gpt2").save(tmp_path / "nodes" / task / "circuit.json")
+        save(published(task, "gpt2"), tmp_path / "nodes" / task / "circuit.json")
         save_knockout(tmp_path, task, knocked_out(task))
         save_roles(tmp_path, task, a9=100)
     save_cross_task(tmp_path)
@@ -279,7 +280,7 @@ def gpt2_study(tmp_path):
 def llama_study(tmp_path):
     """The same of llama2_7b."""
     for task in BARE:
-        published(task, "llama2_7b_chat").save(tmp_path / "nodes" / task / "circuit.json")
+        save(published(task, "llama2_7b_chat"), tmp_path / "nodes" / task / "circuit.json")
     save_transfer(tmp_path, BARE[:3])
     return tmp_path
 
@@ -318,7 +319,7 @@ def test_gaps_of_gpt2(gpt2_study):
     """By hand: 13 heads of which 12 are found, and 2 others; a map of MLPs upside down; single cells."""
     months = published("months", "gpt2")
     nodes = {*months.nodes, Node.of_head(1, 5), Node.of_head(2, 2)} - {Node.of_head(10, 7)}
-    Circuit(tuple(nodes), 12, 12, "gpt2", 79.0).save(gpt2_study / "nodes/months/circuit.json")
+    save(Circuit(tuple(nodes), 12, 12, "gpt2", 79.0), gpt2_study / "nodes/months/circuit.json")
     values = knocked_out("numerals") | {f"m{layer}": 200 - knocked_out("numerals")[f"m{layer}"] for layer in range(12)}
     save_knockout(gpt2_study, "numerals", values | {"a7.h11": 62.9})
     save_cross_task(gpt2_study, numerals_months=100.0)
@@ -386,9 +387,9 @@ def refused(folder):
 def test_nothing_to_compare_is_a_sentence(tmp_path, capsys):
     assert "Run study.py first" in refused(tmp_path)
     assert "Run study.py first" in refused(tmp_path / "none")
-    Circuit((Node.of_mlp(0),), 4, 8, "tiny_gpt2", 81.0).save(tmp_path / "nodes/months/circuit.json")
+    save(Circuit((Node.of_mlp(0),), 4, 8, "tiny_gpt2", 81.0), tmp_path / "nodes/months/circuit.json")
     assert "numbers for gpt2, llama2_7b_chat, and this study is of 'tiny_gpt2'" in refused(tmp_path)
-    path = published("months", "gpt2").save(tmp_path / "nodes/months/circuit.json")
+    path = save(published("months", "gpt2"), tmp_path / "nodes/months/circuit.json")
     path.write_text(path.read_text()[:99])
     assert "is not a whole JSON file" in refused(tmp_path)
     assert capsys.readouterr().out == ""
@@ -477,7 +478,7 @@ def entry(label, value, control_of=None):
 
 
 def test_tables_say_what_the_findings_say(tmp_path):
-    Circuit(tuple(map(Node.parse, ("a0.h1", "m0", "m1"))), 2, 2, "tiny", 81.0).save(tmp_path / "nodes/months/circuit.json")
+    save(Circuit(tuple(map(Node.parse, ("a0.h1", "m0", "m1"))), 2, 2, "tiny", 81.0), tmp_path / "nodes/months/circuit.json")
     drops = {"m0": 60.04, "a0.h1": 70.06, "m1": -1.0}
     removed = [entry("months", 1.111), entry("random like months", 50.0, "months")]
     removed += [entry("the shared set", 2.0), entry("months, heads only", 3.0), entry("random heads", 60.0, "months, heads only")]
@@ -507,9 +508,9 @@ def test_tables_say_what_the_findings_say(tmp_path):
         "transfer": {"tasks": [{"name": "+1", "asked": 5, "solved": 4}], "accuracy": accuracy},
     }
     for kind, body in of_task.items():
-        Finding(kind, "", body).save(tmp_path / kind / "months")
+        save_finding(Finding(kind, "", body), tmp_path / kind / "months")
     for kind, body in of_all.items():
-        Finding(kind, "", body).save(tmp_path / kind)
+        save_finding(Finding(kind, "", body), tmp_path / kind)
     assert tables.read(tmp_path) == {
         "circuits": [{
             "task": "months", "heads": 1, "mlps": 2, "score": 81.01, "low": 75.0, "high": 86.0,

@@ -15,6 +15,7 @@ from circuitkit.core.findings import Finding
 from circuitkit.core.node import Node
 from circuitkit.evaluation.transfer import answers, transfer, wilson
 from circuitkit.patchers import Mean, Resample, Zero
+from circuitkit.storage import load, save_finding
 from circuitkit.tasks import Addition, Intervals, MonthProblem, NextWord
 
 
@@ -90,7 +91,7 @@ def test_only_heads_unless_mlps_are_asked_for():
 def test_a_finding_can_be_saved_and_has_its_examples(tmp_path):
     asked = [encoded(Addition(n=5)), encoded(MonthProblem(n=4))]
     finding = transfer(model(), asked, SETS, Mean(), draws=1, examples=2)
-    loaded = Finding.load(finding.save(tmp_path))
+    loaded = load(Finding, save_finding(finding, tmp_path))
     assert loaded == finding and loaded.kind == "transfer"
     assert len(finding.body["examples"]) == 2 * 4 * 2, "sets of questions, removals with their controls, examples"
     one = finding.body["examples"][0]

@@ -8,9 +8,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.exports import layered
 from circuitkit.core.node import INPUT, LOGITS, Edge, Kind, Node
 from circuitkit.report.blocks import Drawing
+from circuitkit.report.figures.layout import layered
 from circuitkit.report.figures.maps import file_name
 from circuitkit.report.figures.style import BLUE, GREY, ORANGE, PORT_COLOURS, figure, rgba
 

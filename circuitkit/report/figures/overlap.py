@@ -8,10 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.exports import layered
 from circuitkit.core.node import INPUT, LOGITS, Edge, Node
 from circuitkit.report.blocks import Block, Drawing, Table
 from circuitkit.report.figures.circuit_graph import curve, graph_figure, node_trace, spread
+from circuitkit.report.figures.layout import layered
 from circuitkit.report.figures.maps import file_name
 from circuitkit.report.figures.style import BLUE, GOLD, GREEN, GREY, INK, ORANGE, PURPLE, RED, SERIES, number, rgba, shown
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitkit.core import plain
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import Kind, Node
-from circuitkit.core.sealed import read_text
 from circuitkit.core.universe import Universe
+from circuitkit.storage.reading import read_text
 
 ALL = "all"
 _EXAMPLE = '{"heads": [[0, 1], [4, 4]], "mlps": [0, 9]}'
@@ -59,10 +60,10 @@ def read(path: str | Path) -> Circuit | PublishedCircuit:
     Raises:
         CircuitError: It cannot be read, or is neither.
     """
-    text = read_text(Path(path), "circuit")
+    text = read_text(path, "circuit")
     try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        body = plain.parse(text)
+    except ValueError as error:
         raise CircuitError(f"{path} is not a whole JSON file ({error}). It may have been cut off; make it again.") from error
     if isinstance(body, dict) and "format_version" in body:
         return Circuit.from_json(text, where=str(path))

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ _log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+_ITSELF = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # what a link leads to is not ours
 _FAR = 1 << 30  # Windows keeps others from reading what is locked, so a byte behind the text is
 
 
@@ -43,13 +45,15 @@ class FolderLock:
         while self._file is None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+                file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | _ITSELF, 0o666)
             except OSError as error:
                 raise UserError(
                     f"Expected to be able to write into the run folder {self.folder}, but: {error}. Correct its permissions, or choose "
                     "another folder."
                 ) from error
             try:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise UserError(f"Expected a file at {self.folder / LOCK}, found something else. Remove it, or choose another folder.")
                 self._lock(file)
             except BaseException:
                 os.close(file)

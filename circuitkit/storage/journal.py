@@ -14,17 +14,22 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from circuitkit.core import plain
 from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError, UserError
 from circuitkit.core.records import RunInfo, Step
+from circuitkit.storage.reading import read_bytes
+from circuitkit.storage.run_folder import TIMES
 
 FORMAT_VERSION = 1
 JOURNAL = "journal.jsonl"
 
 _LINE = re.compile(rb'\{"chain": "([0-9a-f]{16})", "record": (\{.*\})\}', re.DOTALL)
 _SYNC_SECONDS = 10.0  # against power cuts; a record outlives its process at once
+_HEADER = {"name": str, "content_hash": str, "provenance": dict}
 _TYPES = {"sweep": int, "order": int, "node": str, "score": float, "kept": bool, "size": int, "direction": str, "total": int}
 
 
@@ -92,29 +97,29 @@ def read(path: Path) -> Recorded | None:
     Raises:
         CircuitError: It is damaged before its last line, of another format version, or no journal at all.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        raise CircuitError(f"Expected to read the journal {path}, but: {error}. Correct its permissions.") from error
+    data = read_bytes(path, "journal", times=TIMES)
+    end, n_lines = data.rfind(b"\n") + 1, data.count(b"\n")  # behind the last newline is nothing, or a torn record
     header: dict[str, Any] | None = None
     steps: list[Step] = []
-    lines, size, chain = data.split(b"\n")[:-1], 0, ""  # behind the last newline is nothing, or a torn record
-    for number, line in enumerate(lines, start=1):
+    size, chain = 0, ""
+    for number, line in enumerate(BytesIO(data), start=1):
+        if size + len(line) > end:
+            break
         try:
-            record, chain_now = _verified(line, chain)
+            record, chain_now = _verified(line.removesuffix(b"\n"), chain)
             if record["kind"] == "step":
                 steps.append(_step(record))
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            if number == n_lines:
                 break
             raise CircuitError(
-                f"{path} is damaged: line {number} of {len(lines)} is not what was written there ({error}). A crash damages no line but "
-                "the last, so something else has changed the file. Restore it, or start a new run in another folder."
+                f"{path} is damaged: line {number} of {n_lines} is not what was written there ({str(error)[:300]}). A crash damages no "
+                "line but the last, so something else has changed the file. Restore it, or start a new run in another folder."
             ) from error
         header = _checked_header(record, path) if header is None else header
-        size, chain = size + len(line) + 1, chain_now
+        size, chain = size + len(line), chain_now
     return None if header is None else Recorded(path, header, tuple(steps), size, chain)
 
 
@@ -153,7 +158,7 @@ class JournalFile:
         Raises:
             UserError: The disk is full or gone. The records before are whole.
         """
-        text = json.dumps({"kind": kind, **content})
+        text = json.dumps(plain.writable({"kind": kind, **content}))
         chain = _digest(self._chain, text.encode())
         line = f'{{"chain": "{chain}", "record": {text}}}\n'.encode()
         try:
@@ -262,15 +267,21 @@ def _verified(line: bytes, chain: str) -> tuple[dict[str, Any], str]:
         raise ValueError("it is no record")
     if match[1].decode() != _digest(chain, match[2]):
         raise ValueError("its checksum does not match")
-    return json.loads(match[2]), match[1].decode()
+    return plain.parse(match[2].decode()), match[1].decode()
 
 
 def _checked_header(record: dict[str, Any], path: Path) -> dict[str, Any]:
     if record["kind"] != "run" or record.get("format_version") != FORMAT_VERSION:
         raise CircuitError(
-            f"{path} has journal format {record.get('format_version')}; this version reads format {FORMAT_VERSION}. "
+            f"{path} has journal format {str(record.get('format_version'))[:20]}; this version reads format {FORMAT_VERSION}. "
             "Use the version that wrote it, or start a new run in another folder."
         )
+    for key, kind in _HEADER.items():
+        if type(record.get(key)) is not kind:
+            raise CircuitError(
+                f"{path} is no journal of a run: its {key} is {str(record.get(key))[:80]!r}, expected a {kind.__name__}. Start a new "
+                "run in another folder."
+            )
     return record
 
 
