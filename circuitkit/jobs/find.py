@@ -42,12 +42,13 @@ def run(config: DictConfig) -> float | None:
     if outcome.in_sweep() and config.resume is None:
         return objective(config, once(config))
     resume = config.resume is not None
+    folder = HydraConfig.get().runtime.output_dir
+    if resume and JsonlLogger(folder).has_finished:
+        _log.info("The run in %s has finished already: there is nothing to go on with.", folder)
+        return None
     if resume:
         config = saved(config)
-    config.dir = HydraConfig.get().runtime.output_dir
-    if resume and JsonlLogger(config.dir).has_finished:
-        _log.info("The run in %s has finished already: there is nothing to go on with.", config.dir)
-        return None
+    config.dir = folder
     show(find(config, resume=resume), Path(config.dir))
     return objective(config, Path(config.dir))
 
