@@ -32,7 +32,8 @@ MAY_KNOW = {
     "plugins": {"core.errors"},
     "targets": {"core.errors", "plugins"},
     "config": {"core.errors", "targets"},
-    "cli": {"core.errors", "config", "plugins", "jobs"},
+    "arguments": {"core.errors"},
+    "cli": {"core.errors", "arguments", "config", "plugins", "jobs"},
     "jobs": {"", "config", "core", *EVERYTHING, "report", "results", "runner"},
     "__init__": {"config", "results", "runner", *EVERYTHING},
 }
