@@ -24,7 +24,7 @@ from circuitkit.callbacks import Callback
 from circuitkit.config import allowed_on_command_line, build, build_each, conf_dir, file_name, function, run_to_resume
 from circuitkit.core.errors import ConfigError
 from circuitkit.engine import Engine
-from circuitkit.jobs import report
+from circuitkit.jobs import collect, report
 from circuitkit.jobs.objectives import Objective
 from circuitkit.jobs.saved import saved
 from circuitkit.loggers import JsonlLogger, Logger, redacted
@@ -472,6 +472,13 @@ def test_a_report_is_not_written_elsewhere(name, folder):
     (folder / name).symlink_to(folder.parent / "canary")
     with pytest.raises(ConfigError, match=f"but {name} there is a link that leads out of it"):
         report.run(OmegaConf.create({"run": "run", "logger": {}}))
+    assert not (folder.parent / "canary").exists()
+
+
+def test_a_table_of_a_sweep_is_not_written_elsewhere(folder):
+    (folder / "collect.csv").symlink_to(folder.parent / "canary")
+    with pytest.raises(ConfigError, match="but collect.csv there is a link that leads out of it"):
+        collect.run(OmegaConf.create({"dir": "run"}))
     assert not (folder.parent / "canary").exists()
 
 
