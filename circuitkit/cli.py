@@ -8,16 +8,19 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from circuitkit import jobs, plugins
+from circuitkit.arguments import arranged
 from circuitkit.config import conf_dir, in_words
 from circuitkit.core.errors import ConfigError, FailedElsewhere, UserError
-from circuitkit.jobs import launch, outcome
+from circuitkit.jobs import folders, launch, outcome
 
 log = logging.getLogger("circuitkit")
 
@@ -48,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that every error is worded here
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        sys.argv[1:] = arranged([*sys.argv[1:], *launch.arguments()])
         plugins.register()
-        sys.argv += launch.arguments()
         with outcome.launching():
             hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_job)()
     except KeyboardInterrupt as stop:
@@ -79,11 +82,14 @@ def _job(config: DictConfig) -> Any:
                 log.error("".join(traceback.format_exception(error)).rstrip())
             log.error(_one_line(known or error))
             _failures.append(error)
+            if known is not None:
+                folders.leave_no_log_alone(Path(HydraConfig.get().runtime.output_dir))
             if outcome.in_sweep():  # Hydra keeps it, runs the other jobs, and raises it at the end
                 raise
 
 
 def _report(error: Exception, debug: bool) -> int:
+    error = folders.not_writable(error) or error
     known = in_words(error)
     if debug or known is None:
         traceback.print_exception(error)

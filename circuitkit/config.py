@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from hydra.utils import get_method, instantiate
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from circuitkit import plugins
+from circuitkit import targets
 from circuitkit.core.errors import ConfigError, UserError, unknown_choice
 
 T = TypeVar("T")
@@ -31,15 +29,49 @@ def run_to_resume(folder: str | int | None) -> str | int | None:
     """``${run_to_resume:${resume}}``: the same folder, if there is a run in it. Asked before the folder could be made by mistake.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or writing into it would write elsewhere.
     """
-    if folder is None or (Path(str(folder)) / "config.yaml").is_file():
+    if folder is None:
+        return folder
+    if (Path(str(folder)) / "config.yaml").is_file():
+        check_plain(Path(str(folder)))
         return folder
     found = "no such folder" if not Path(str(folder)).is_dir() else "a folder without a config.yaml"
     raise ConfigError(
         f"Expected the folder of a run to go on with, found {found}: {folder}. A run that was stopped before its model was loaded left "
         "nothing to go on with; start it once more."
     )
+
+
+def check_plain(folder: Path, paths: Iterable[Path] | None = None) -> None:
+    """Refuses a folder in which a link leads out of it, or something is neither file nor folder: it may come from elsewhere, and what is
+    written into ``run.log`` would be written into whatever file that stands for.
+
+    Args:
+        folder: The folder.
+        paths: What to look at; all that is in the folder if None.
+
+    Raises:
+        ConfigError: There is such an entry.
+    """
+    root = Path(os.path.realpath(folder))
+    for path in _below(folder) if paths is None else paths:
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+            found = "a link that leads out of it"
+        elif path.exists() and not (path.is_file() or path.is_dir()):
+            found = "neither a file nor a folder"
+        else:
+            continue
+        raise ConfigError(
+            f"Expected plain files and folders in {folder}, since it is written into, but {path.relative_to(folder)} there is {found}. "
+            "Remove it, if you know what it is for."
+        )
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *files))
+        folders[:] = [name for name in folders if name != "wandb"]  # which keeps links to its own logs elsewhere, and makes them anew
 
 
 def file_name(name: object) -> str:
@@ -65,12 +97,16 @@ def conf_dir() -> Path:
     raise ConfigError(f"The configuration files are missing: expected config.yaml in {places[0]} or {places[1]}. Install circuitkit again.")
 
 
-def build(node: DictConfig | Mapping[str, Any], expect: type[T], **kwargs: Any) -> Any:
+def build(node: DictConfig | Mapping[str, Any], expect: type[T], *, allow_targets: Iterable[str] = (), **kwargs: Any) -> Any:
     """Makes the object that a part of the configuration stands for.
 
+    The text may come from elsewhere, so before anything is made, every ``_target_`` in it must be a class of what is expected there, or
+    of one of ``targets.GROUPS`` where it stands inside of another part; and of circuitkit, an installed plugin or a trusted package.
+
     Args:
-        node: A part with a ``_target_``. With ``_partial_: true`` a factory is made, for arguments that are known only later.
+        node: A part with a ``_target_``. For an engine ``_partial_: true`` makes a factory, for arguments that are known only later.
         expect: The class that the object must be an instance of.
+        allow_targets: Trusted packages besides those of ``allow_targets=[...]`` on the command line.
         kwargs: Arguments that no configuration can hold.
 
     Returns:
@@ -79,17 +115,12 @@ def build(node: DictConfig | Mapping[str, Any], expect: type[T], **kwargs: Any) 
     Raises:
         ConfigError: The part cannot be used; the text names its key. A ``UserError`` of the constructor passes through.
     """
-    node = node if isinstance(node, DictConfig) else OmegaConf.create(dict(node))
-    key, settings = _checked(node, expect.__name__)
-    factory = _factory(node, key)
-    later = bool(settings.get("_partial_"))
-    _check_fields(factory, key, kwargs, later)
-    if later:
-        return factory
-    made = factory(**kwargs)
-    if not isinstance(made, expect):
-        raise ConfigError(f"{key}._target_ is {settings['_target_']!r}, which makes a {type(made).__name__}. Expected a {expect.__name__}.")
-    return made
+    key, settings = _settings(node, expect.__name__)
+    later = settings.pop("_partial_", False)
+    part = targets.looked_up(settings, key, expect, frozenset(allow_targets) | allowed_on_command_line())
+    if not isinstance(later, bool) or (later and not targets.made_later(expect)):
+        raise ConfigError(f"{key} has _partial_, which is {later!r}. Only an engine is made later, with true; leave it out elsewhere.")
+    return part.factory() if later else part.make(**kwargs)
 
 
 def build_each(node: DictConfig | None, expect: type[T]) -> list[T]:
@@ -107,16 +138,28 @@ def build_each(node: DictConfig | None, expect: type[T]) -> list[T]:
 
 
 def function(node: DictConfig) -> Callable[..., Any]:
-    """The function that a part of the configuration names with ``_target_``, not called.
+    """The job that a part of the configuration names with ``_target_``, not called.
 
     Raises:
-        ConfigError: There is no such function.
+        ConfigError: There is no such job.
     """
-    key, settings = _checked(node, "function")
-    try:
-        return get_method(settings["_target_"])
-    except ImportError as error:
-        raise _not_loaded(key, settings["_target_"], error) from error
+    key, settings = _settings(node, "job")
+    return targets.job(settings["_target_"], key, allowed_on_command_line())
+
+
+def allowed_on_command_line() -> frozenset[str]:
+    """The packages that the running command trusts with ``allow_targets=[...]``. What a file says under that name counts for nothing.
+
+    Raises:
+        ConfigError: It is no list of names.
+    """
+    given = [text for text in HydraConfig.get().overrides.task if "allow_targets" in text] if HydraConfig.initialized() else []
+    found = [each.value() for each in OverridesParser.create().parse_overrides(given) if each.key_or_group == "allow_targets"]
+    if not found:
+        return frozenset()
+    if not isinstance(found[-1], list) or not all(isinstance(name, str) and name.isidentifier() for name in found[-1]):
+        raise ConfigError(f"allow_targets must be a list of packages by name, such as [mypackage]; found {found[-1]}.")
+    return frozenset(map(str, found[-1]))
 
 
 def in_words(error: Exception) -> UserError | None:
@@ -154,134 +197,17 @@ def in_words(error: Exception) -> UserError | None:
     return None
 
 
-def _checked(node: DictConfig, expected: str) -> tuple[str, dict[str, Any]]:
-    key = node._get_full_key(None) or "this part of the configuration"
-    settings = _plain(node, key)
-    if not isinstance(settings, dict) or "_target_" not in settings:
-        raise ConfigError(f"{key} needs a _target_, the dotted name of a {expected}; found {settings!r}.")
-    _check_targets(settings, key, {"circuitkit", *plugins.packages()}, set(OmegaConf.select(node._get_root(), "allow_targets") or ()))
-    return key, settings
-
-
-def _plain(node: DictConfig, key: str) -> Any:
+def _settings(node: Any, expected: str) -> tuple[str, dict[str, Any]]:
+    """The full key of a part, and its plain values."""
+    node = node if isinstance(node, DictConfig) or not isinstance(node, Mapping) else OmegaConf.create(dict(node))
+    key = (node._get_full_key(None) if isinstance(node, DictConfig) else None) or "this part of the configuration"
     try:
-        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        settings: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if isinstance(node, DictConfig) else node
     except OmegaConfBaseException as error:
         raise ConfigError(_about_key(error)) from error
-
-
-def _check_targets(settings: Any, key: str, own: set[str], trusted: set[str]) -> None:
-    """Code is run by name only where the user installed it for that: configuration files are often copied from elsewhere."""
-    for where, target in _targets(settings, key):
-        package = str(target).partition(".")[0]
-        if package in trusted:  # with all that it imports
-            continue
-        if package not in own:
-            raise ConfigError(
-                f"{where}._target_ is {target!r}, which is outside of {', '.join(sorted(own))}. If you trust that package, add "
-                f"allow_targets=[{package}]."
-            )
-        found = _located(str(target), where)
-        home = str(getattr(found, "__module__", None) or "")
-        if not (inspect.isclass(found) or inspect.isroutine(found)) or home.partition(".")[0] not in own:
-            raise ConfigError(
-                f"{where}._target_ is {target!r}, which {', '.join(sorted(own))} does not define itself"
-                f"{f', but {home}' if home else ''}. Expected the name of one of its own classes or functions."
-            )
-
-
-def _located(target: str, where: str) -> Any:
-    """What a dotted name stands for. Names that a module merely imported lead out of the allowed packages, so they are not followed."""
-    parts = target.split(".")
-    try:
-        found: Any = importlib.import_module(parts[0])
-        for place, part in enumerate(parts[1:], start=2):
-            if part.startswith("_") or not part.isidentifier():
-                raise ConfigError(f"{where}._target_ is {target!r}. Expected a public name, found {part!r} in it.")
-            if not hasattr(found, part) and inspect.ismodule(found):
-                importlib.import_module(".".join(parts[:place]))
-            found = getattr(found, part)
-            if inspect.ismodule(found) and found.__name__ != ".".join(parts[:place]):
-                raise ConfigError(f"{where}._target_ is {target!r}, which goes through the module {found.__name__}. Name its own module.")
-    except (ImportError, AttributeError) as error:
-        raise _not_loaded(where, target, error) from error
-    return found
-
-
-def _targets(settings: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(settings, Mapping):
-        if "_target_" in settings:
-            yield key, settings["_target_"]
-        for name, value in settings.items():
-            yield from _targets(value, f"{key}.{name}")
-    elif isinstance(settings, list):
-        for place, value in enumerate(settings):
-            yield from _targets(value, f"{key}[{place}]")
-
-
-def _factory(node: DictConfig, key: str) -> partial[Any]:
-    try:
-        made = instantiate(node, _partial_=True, _convert_="all")
-    except InstantiationException as error:
-        for link in _chain(error):
-            if isinstance(link, UserError):
-                raise link from error
-        raise _not_loaded(key, node._target_, error) from error
-    # Hydra's own partial would check every argument and result against its policy; ours are made by us.
-    return partial(made.func, *made.args, **made.keywords)
-
-
-def _not_loaded(key: str, target: str, error: Exception) -> ConfigError:
-    reason = " ".join(str(error.__cause__ or error).split())
-    return ConfigError(f"{key}._target_ is {target!r}, which cannot be loaded: {reason}")
-
-
-def _check_fields(factory: partial[Any], key: str, kwargs: Mapping[str, Any], later: bool) -> None:
-    target: Callable[..., Any] = factory.func
-    parameters = inspect.signature(target).parameters
-    fields = [name for name, each in parameters.items() if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
-    is_open = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    for name in factory.keywords:
-        if name not in fields and not is_open:
-            raise ConfigError(unknown_choice(f"field of {key} ({target.__name__})", name, fields))
-    needed = [name for name in fields if parameters[name].default is inspect.Parameter.empty]
-    missing = [name for name in needed if name not in {*factory.keywords, *kwargs}]
-    if missing and not later:
-        raise ConfigError(f"{key} ({target.__name__}) needs {', '.join(missing)}. Set it with {key}.{missing[0]}=...")
-    for name, hint in _hints(target).items():
-        if name in factory.keywords and not _fits(factory.keywords[name], hint):
-            found = factory.keywords[name]
-            shown = "<removed>" if name.lower().endswith(("token", "key", "password", "secret")) else repr(found)
-            raise ConfigError(f"{key}.{name} is {shown}, a {type(found).__name__}. Expected {_hint_name(hint)}.")
-
-
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError):  # a shape string, or a name that is imported for type checkers only
-        return {}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a plain type; what is not plain is left to the constructor."""
-    if get_origin(hint) is UnionType:
-        return any(_fits(value, choice) for choice in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if hint in (bool, str, NoneType) else True
-
-
-def _hint_name(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(hint))
-    names = [_hint_name(choice) for choice in get_args(hint)] if get_origin(hint) is UnionType else []
-    return " or ".join(names) or {NoneType: "null", int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )
+    if not isinstance(settings, dict) or "_target_" not in settings:
+        raise ConfigError(f"{key} needs a _target_, the dotted name of a {expected}; found {settings!r}.")
+    return key, settings
 
 
 def _about_key(error: OmegaConfBaseException) -> str:

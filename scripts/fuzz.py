@@ -196,8 +196,8 @@ ACCIDENTS = st.just([]) | st.just([]) | st.lists(_ACCIDENT, min_size=1, max_size
 def changed(body: Any, changes: Sequence[tuple[str, int, Any]]) -> Any:
     """A body with values exchanged, dropped and added, at any depth."""
     body = copy.deepcopy(body)
-    for what, where, given in changes:
-        value = copy.deepcopy(given)  # it may be put into itself
+    for what, where, instead in changes:
+        value = copy.deepcopy(instead)  # it may be put into itself
         if what == "whole" and where % 5 == 0:
             return value
         places = list(_places(body))

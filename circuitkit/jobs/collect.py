@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from circuitkit.config import check_plain
 from circuitkit.core.errors import ConfigError
 from circuitkit.jobs import folders
 from circuitkit.jobs.sweep_table import write
@@ -33,6 +34,7 @@ def run(config: DictConfig) -> None:
     if config.dir is None or not Path(config.dir).is_dir():
         raise ConfigError(f"dir must be the folder of a sweep, such as multirun/2030-01-31/12-00-00; found {config.dir}.")
     root = Path(config.dir)
+    check_plain(root, root.glob("collect.*"))
     rows = collect(root)
     if not rows:
         raise ConfigError(

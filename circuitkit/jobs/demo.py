@@ -13,12 +13,14 @@ from rich.console import Console
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.jobs import compare
-from circuitkit.jobs.find import find, load
+from circuitkit.jobs.find import check_parts, find, load
 
 
 def run(config: DictConfig) -> None:
     """Runs the main job for each of ``tasks``, each in a folder of its own, then compares the circuits."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    for task in config.tasks:
+        check_parts(for_task(config, task))
     model = load(config)
     circuits: dict[str, Circuit] = {}
     for task in config.tasks:

@@ -42,12 +42,13 @@ def run(config: DictConfig) -> float | None:
     if outcome.in_sweep() and config.resume is None:
         return objective(config, once(config))
     resume = config.resume is not None
+    folder = HydraConfig.get().runtime.output_dir
+    if resume and JsonlLogger(folder).has_finished:
+        _log.info("The run in %s has finished already: there is nothing to go on with.", folder)
+        return None
     if resume:
         config = saved(config)
-    config.dir = HydraConfig.get().runtime.output_dir
-    if resume and JsonlLogger(config.dir).has_finished:
-        _log.info("The run in %s has finished already: there is nothing to go on with.", config.dir)
-        return None
+    config.dir = folder
     show(find(config, resume=resume), Path(config.dir))
     return objective(config, Path(config.dir))
 
@@ -72,7 +73,29 @@ def once(config: DictConfig) -> Path:
 
 def objective(config: DictConfig, folder: Path) -> float | None:
     """The number that a finished run has for a sweeper; None if the configuration names none."""
-    return None if config.objective is None else build(config.objective, Objective).value(folders.numbers(folder))
+    wanted = objective_of(config)
+    return None if wanted is None else wanted.value(folders.numbers(folder))
+
+
+def objective_of(config: DictConfig) -> Objective | None:
+    """What makes that number of a run."""
+    return None if config.objective is None else build(config.objective, Objective)
+
+
+def check_parts(config: DictConfig) -> None:
+    """Makes the parts of a run for nothing, so that a wrong setting is refused before a large model is loaded.
+
+    Raises:
+        ConfigError: A part cannot be made.
+    """
+    build(config.task, Task)
+    build(config.method, Method)
+    build(config.patcher, Patcher)
+    build(config.metric, Metric)
+    build(config.engine, Engine)
+    build_each(config.logger, Logger)
+    build_each(OmegaConf.select(config, "callback"), Callback)
+    objective_of(config)
 
 
 def find(
@@ -91,6 +114,8 @@ def find(
     patcher = build(config.patcher, Patcher)
     metric = build(config.metric, Metric)
     engine = build(config.engine, Engine)
+    callbacks = build_each(OmegaConf.select(config, "callback"), Callback)
+    objective_of(config)
     folder = JsonlLogger(config.dir, overwrite=config.overwrite, resume=resume)
     others = loggers(config)
     settings = OmegaConf.to_container(config, resolve=True)
@@ -101,7 +126,7 @@ def find(
         recorded = read(Path(config.dir) / JOURNAL) if resume else None
         if resume and recorded is None:
             _log.info("The journal holds no whole record, so the run starts from its beginning.")
-        runner = Runner(loggers=[folder, *others], callbacks=[Journal(config.dir, recorded), *build_each(config.callback, Callback)])
+        runner = Runner(loggers=[folder, *others], callbacks=[Journal(config.dir, recorded), *callbacks])
         return runner.run(
             model=model or load(config),
             task=task,

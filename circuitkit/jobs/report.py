@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 from rich.console import Console
 
-from circuitkit.config import build_each
+from circuitkit.config import build_each, check_plain
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError, ConfigError, UserError
 from circuitkit.core.node import INPUT, LOGITS
@@ -40,6 +40,7 @@ def run(config: DictConfig) -> None:
     folder = Path(str(config.run))
     if not folder.is_dir():
         raise ConfigError(f"run must be the folder of a run or of a study, such as runs/demo; found no folder {folder}.")
+    check_plain(folder, [*folder.glob(f"{PAGE}*"), folder / FIGURES, *(folder / FIGURES).glob("*")])
     material = read(folder)
     if not (material.circuits or material.scores or material.findings or material.problems):
         raise ConfigError(

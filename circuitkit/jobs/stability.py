@@ -21,9 +21,8 @@ from circuitkit.core.findings import Finding
 from circuitkit.evaluation.stability import FACTORS, SearchRun, stability
 from circuitkit.jobs import measuring
 from circuitkit.jobs.circuit_files import origin
-from circuitkit.jobs.find import find, load
+from circuitkit.jobs.find import check_parts, find, load
 from circuitkit.jobs.finished import AlreadyFinished, Finished
-from circuitkit.methods import Method
 from circuitkit.models.hooked import HookedModel
 from circuitkit.tasks import Task
 
@@ -38,8 +37,8 @@ def run(config: DictConfig) -> None:
     settings = grid(config)
     for setting in settings:  # a wrong setting is refused before the first search
         one = configured(config, setting)
+        check_parts(one)
         task = build(one.task, Task)
-        build(one.method, Method)
     with measuring.recording(config) as group:
         model = load(config)
         measuring.start(group, config)

@@ -108,6 +108,9 @@ def test_a_wrong_setting_gets_a_sentence(setting, sentence, tmp_path):
         (["method.threshold=1.5"], "method.threshold must be in (0, 1], found 1.5."),
         (["method.threshold=high"], "method.threshold is 'high', a str. Expected a number."),
         (["patcher._target_=os.system"], "patcher._target_ is 'os.system', which is outside of circuitkit."),
+        (["name=日本", "metric.nope=é"], "There is no setting of metric named 'nope'."),
+        (["~logger", "method.threshold=2"], "method.threshold must be in (0, 1], found 2."),
+        (["--config-dir", ".", "method.threshold=2"], "method.threshold must be in (0, 1], found 2."),
     ],
 )
 def test_a_wrong_value_gets_a_sentence(settings, sentence, tmp_path):
@@ -115,7 +118,16 @@ def test_a_wrong_value_gets_a_sentence(settings, sentence, tmp_path):
     assert done.returncode == 2
     assert last_line(done.stderr).startswith(sentence)
     assert "Traceback" not in done.stderr + done.stdout
-    assert last_line((tmp_path / "here/run.log").read_text()).endswith(last_line(done.stderr)), "the log has it too"
+    assert not list(tmp_path.iterdir()), "it leaves no folder behind"
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/run", "/dev/null"])
+def test_a_folder_that_cannot_be_made_gets_a_sentence(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = circuitkit(f"dir={place}", *SMALL, cwd=tmp_path)
+    assert done.returncode == 2
+    assert last_line(done.stderr).startswith(f"Expected to be able to write the folder of the run, but {place} cannot be made (")
+    assert "Traceback" not in done.stderr + done.stdout
 
 
 def test_debug_keeps_the_traceback(tmp_path):
@@ -303,6 +315,26 @@ def test_a_plugin_adds_a_patcher(plugin, tmp_path):
         [sys.executable, "-m", "circuitkit.plugins"], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": plugin}
     )
     assert told.stdout.strip() == "demo (ck-plugin-demo 0.3): patcher/twice, patcher/zero"
+
+
+@pytest.mark.slow
+def test_a_package_of_one_s_own_is_trusted_by_the_command_line_alone(tmp_path):
+    """The command of the README; what it leaves is gone on with only where the package is trusted again."""
+    (tmp_path / "mypackage.py").write_text(textwrap.dedent(PLUGIN["ck_plugin_demo/twice.py"]))
+    (tmp_path / "myconf/patcher").mkdir(parents=True)
+    (tmp_path / "myconf/patcher/twice.yaml").write_text("_target_: mypackage.Twice\nallow_targets: [mypackage]\n")
+    flags = ["patcher=twice", "--config-dir", "./myconf", *SMALL, "metric=kl", "dir=here"]
+    env = {"cwd": tmp_path, "PYTHONPATH": str(tmp_path)}
+    refused = circuitkit(*flags, **env)
+    assert refused.returncode == 2 and "add allow_targets=[mypackage] to this command" in last_line(refused.stderr)
+    (tmp_path / "myconf/patcher/twice.yaml").write_text("_target_: mypackage.Twice\n")
+    done = circuitkit(*flags, "allow_targets=[mypackage]", **env)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "here/status.json").unlink()
+    refused = circuitkit("resume=here", **env)
+    assert refused.returncode == 2 and "no file can say so, nor the folder of a run" in last_line(refused.stderr)
+    done = circuitkit("resume=here", "allow_targets=[mypackage]", **env)
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_plugins_may_not_share_a_name(plugin, tmp_path):

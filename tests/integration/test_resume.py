@@ -18,6 +18,7 @@ from circuitkit.storage.journal import JOURNAL, read
 
 # The naive engine, so that there is time to stop it on the way.
 SLOW = ["task.n=4", "engine=reference", "logger.wandb.mode=offline", "logger.wandb.folder=wb"]
+AGAIN = "logger.wandb.folder=wb"  # neither in the run folder nor in runs, so the run folder cannot choose it on its own
 
 
 def killed(*args: str, run: Path, at: int, how: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
@@ -40,12 +41,12 @@ def broken(tmp_path_factory):
     run, found = folder / "broken", []
     assert killed(f"dir={run}", *SLOW, run=run, at=3)[0] == -signal.SIGKILL
     found.append(read(run / JOURNAL).steps)
-    code, said = killed(f"resume={run}", run=run, at=len(found[0]) + 4, how=signal.SIGTERM)
+    code, said = killed(f"resume={run}", AGAIN, run=run, at=len(found[0]) + 4, how=signal.SIGTERM)
     assert code == 143 and "Traceback" not in said and f"Going on after {len(found[0])} decisions" in said
     assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
     found.append(read(run / JOURNAL).steps)
-    refused = circuitkit("resume=broken", "method.threshold=0.9", "task.n=5", cwd=folder)
-    done = circuitkit("resume=broken", "logger.wandb.tags=[again]", cwd=folder)
+    refused = circuitkit("resume=broken", AGAIN, "method.threshold=0.9", "task.n=5", cwd=folder)
+    done = circuitkit("resume=broken", AGAIN, "logger.wandb.tags=[again]", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, found, refused, done
 
@@ -110,3 +111,14 @@ def test_a_run_folder_from_elsewhere_runs_no_code_of_its_own(tmp_path):
     assert done.returncode == 2
     assert last_line(done.stderr).startswith("task._target_ is 'os.system', which is outside of circuitkit.")
     assert not (tmp_path / "hacked").exists()
+
+
+def test_a_link_in_a_run_folder_is_not_followed_not_even_by_the_log(tmp_path):
+    """What a sentence quotes would otherwise be written wherever the folder likes."""
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0/config.yaml").write_text("task: $(touch hacked)")
+    (tmp_path / "profile").write_text("")
+    (tmp_path / "0/run.log").symlink_to(tmp_path / "profile")
+    done = circuitkit("resume=0", cwd=tmp_path)
+    assert done.returncode == 2 and "run.log there is a link that leads out of it" in last_line(done.stderr)
+    assert (tmp_path / "profile").read_text() == "" and {path.name for path in (tmp_path / "0").iterdir()} == {"config.yaml", "run.log"}

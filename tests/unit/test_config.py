@@ -133,7 +133,8 @@ def test_build_makes_factories():
         ({"_target_": "circuitkit.patchers.Mean", "pool": 3}, r"patcher\.pool is 3, a int\. Expected one of group, all"),
         ({"_target_": "circuitkit.patchers.Mean", "pool": "some"}, r"patcher\.pool is 'some', a str. Expected one of group, all"),
         ({"_target_": "circuitkit.patchers.Mean", "pool": "???"}, r"patcher\.pool must be given"),
-        ({"_target_": "circuitkit.core.universe.NodeUniverse", "n_heads": 3}, r"patcher \(NodeUniverse\) needs n_layers"),
+        ({"_target_": "circuitkit.core.universe.NodeUniverse", "n_heads": 3}, r"makes a NodeUniverse\. Expected a Patcher"),
+        ({"_target_": "circuitkit.tasks.FromFile"}, r"makes a FromFile\. Expected a Patcher"),
     ],
 )
 def test_build_refuses_in_a_sentence(settings, sentence):
@@ -152,11 +153,14 @@ def test_numbers_are_numbers(value, fits):
 
 
 def test_other_packages_must_be_allowed():
-    whole = OmegaConf.create({"metric": {"_target_": "collections.Counter"}, "allow_targets": ["collections"]})
-    assert build(whole.metric, dict) == {}
-    whole.allow_targets = []
+    assert build({"_target_": "collections.Counter"}, dict, allow_targets=["collections"]) == {}
     with pytest.raises(ConfigError, match=r"allow_targets=\[collections\]"):
-        build(whole.metric, dict)
+        build({"_target_": "collections.Counter"}, dict)
+
+
+def test_what_is_missing_is_said():
+    with pytest.raises(ConfigError, match=r"\(FromFile\) needs path\. Set it with"):
+        build({"_target_": "circuitkit.tasks.FromFile"}, Task)
 
 
 def test_build_each_takes_one_or_several_or_none():

@@ -32,8 +32,10 @@ MAY_KNOW = {
     "results": {"", *EVERYTHING},
     "runner": {"", "results", *EVERYTHING},
     "plugins": {"core.errors"},
-    "config": {"core.errors", "plugins"},
-    "cli": {"core.errors", "config", "plugins", "jobs"},
+    "targets": {"core.errors", "plugins"},
+    "config": {"core.errors", "targets"},
+    "arguments": {"core.errors"},
+    "cli": {"core.errors", "arguments", "config", "plugins", "jobs"},
     "jobs": {"", "config", "core", *EVERYTHING, "report", "results", "runner"},
     "__init__": {"config", "results", "runner", *EVERYTHING},
 }
