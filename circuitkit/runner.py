@@ -14,6 +14,7 @@ from circuitkit.callbacks.base import Callback
 from circuitkit.callbacks.dispatch import Callbacks
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.journal import Recorded, Replay
+from circuitkit.core.part import unchanged
 from circuitkit.core.records import RunInfo, Step
 from circuitkit.engine.base import Engine
 from circuitkit.engine.distributed import DistributedEngine, spread
@@ -94,6 +95,7 @@ class Runner:
             self._baseline(scorer)
 
             result = self._discover(method, scorer, info, replay)
+            unchanged(parts)  # a file that a part reads
             self.callbacks.notify("on_discover_end", result)
             result = evaluated(result, scorer)
             self.loggers.log_metrics(summary_metrics(result) | drift_metrics(result.steps, scorer, getattr(method, "threshold", None)))

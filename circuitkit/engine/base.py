@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.errors import MeasurementError
+from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.core.universe import NodeUniverse
@@ -70,7 +72,7 @@ class Baseline:
             )
 
 
-class Engine(ABC):
+class Engine(Part):
     """Scores masks on one model, prompt set, patcher and metric.
 
     Attributes:
@@ -80,6 +82,10 @@ class Engine(ABC):
         metric: What that costs.
         universe: The units that a mask has.
     """
+
+    # What a run is made of is hashed on its own. How many rows share a pass moves a score by rounding alone, as free memory does, which
+    # decides it where nothing is given; decisions that rounding could turn are taken by ``certain``.
+    unhashed: ClassVar[tuple[str, ...]] = ("model", "prompts", "patcher", "metric", "universe", "max_rows")
 
     def __init__(
         self, model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, universe: NodeUniverse | None = None

@@ -47,6 +47,7 @@ class EdgePruning(Method):
     """
 
     name = "edge_pruning"
+    reads_files = ("circuit",)
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class RandomCircuit(Method):
     """
 
     name = "random_circuit"
+    reads_files = ("like",)
 
     def __init__(
         self,

@@ -14,8 +14,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitkit.core.node import Kind, Node
+from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
+from circuitkit.metrics.base import Metric
+from circuitkit.models.hooked import HookedModel
+from circuitkit.patchers.base import Patcher
 
 
 class ReferenceEngine(Engine):
@@ -26,8 +31,17 @@ class ReferenceEngine(Engine):
         max_rows: Bound on the prompts of a pass; None for all at once.
     """
 
-    def __init__(self, *args: Any, max_rows: int | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: PromptSet,
+        patcher: Patcher,
+        metric: Metric,
+        universe: NodeUniverse | None = None,
+        *,
+        max_rows: int | None = None,
+    ) -> None:
+        super().__init__(model, prompts, patcher, metric, universe)
         self._max_rows = max_rows or len(self.prompts)
         self._plain = self._sources(removed_heads=()) if self.patcher.needs.source != "none" else {}
 
