@@ -16,11 +16,13 @@ import json
 import re
 import shutil
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe, identity
 from circuitkit.core.errors import UserError
 from circuitkit.core.node import Level, Node
-from circuitkit.core.part import Part, kept, paths_in
+from circuitkit.core.part import Part, kept
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
 from circuitkit.engine.base import Engine
@@ -40,6 +42,9 @@ from circuitkit.methods.base import Method
 from circuitkit.metrics.base import Metric
 from circuitkit.patchers.base import Patcher
 from circuitkit.tasks.base import Task
+
+ONLY = object()
+"""In ``others`` of a conformance suite: the argument takes no value but the one that it has."""
 
 
 class _Conformance(ABC):
@@ -54,7 +59,7 @@ class _PartConformance(_Conformance):
 
         Returns:
             By argument a value that the constructor takes in place of the one that ``make`` gave; or two parts that differ in that
-            argument alone, where it cannot be changed by itself.
+            argument alone, where it cannot be changed by itself; or ``ONLY``, where there is no other.
         """
         return {}
 
@@ -77,14 +82,18 @@ class _PartConformance(_Conformance):
             declared = name in (*part.reads_files, *part.unhashed)
             assert declared or not re.search(r"\bPath\b", str(parameter.annotation)), f"{name} takes a path: add it to reads_files"
         for name in part.reads_files:
-            file = _a_file(self.make(), self.others(), name, tmp_path)
-            copied = tmp_path / "copied"
-            shutil.copy(file, copied)
-            first, second = (_file_hash(_with(part, name, path), name) for path in (str(file), str(copied)))
-            assert first == second, f"the same file under another path ({name}) has another hash"
-            with copied.open("a", encoding="utf-8") as opened:
+            given, here, there = self.others().get(name), tmp_path / "here", tmp_path / "there"
+            base, path = (given[0], kept(given[0])[name]) if _are_parts(given) else (part, given or kept(part)[name])
+            if isinstance(path, str | Path) and Path(path).is_file():
+                shutil.copy(path, here)
+            else:
+                here.write_text("{}", encoding="utf-8")
+            shutil.copy(here, there)
+            first = _hashed(_with(base, name, str(here)))
+            assert _hashed(_with(base, name, str(there))) == first, f"the same file under another path ({name}) has another hash"
+            with there.open("a", encoding="utf-8") as opened:
                 opened.write("\n")
-            assert _file_hash(_with(part, name, str(copied)), name) != first, f"another file under the same path ({name}) has the same hash"
+            assert _hashed(_with(base, name, str(there))) != first, f"a file with something else in it ({name}) has the same hash"
 
 
 def variants(part: Part, others: Mapping[str, Any]) -> Iterator[tuple[str, Part, Part]]:
@@ -103,13 +112,13 @@ def variants(part: Part, others: Mapping[str, Any]) -> Iterator[tuple[str, Part,
     hints = _hints(type(part))
     for name, value in kept(part).items():
         given = others.get(name)
-        if isinstance(given, tuple) and len(given) == 2 and all(isinstance(each, Part) for each in given):
-            yield name, *given
+        if _are_parts(given):
+            yield name, given[0], given[1]
             continue
-        tries = [given] if name in others else [guess for guess in _guesses(value, hints.get(name)) if guess != value]
-        made = next((made for made in (_tried(part, name, guess) for guess in tries) if made is not None), None)
-        assert made is not None, f"{name} is {value!r}, and no other value could be guessed that the constructor takes: give one in others()"
-        yield name, part, made
+        guesses = [given] if name in others else [guess for guess in _guesses(value, hints.get(name)) if guess != value]
+        made = [made for made in (_tried(part, name, guess) for guess in guesses if guess is not ONLY) if made is not None]
+        assert made or given is ONLY, f"no other value than {value!r} was found that {name} can have: give one in others()"
+        yield from ((name, part, other) for other in made[:1])
 
 
 def _guesses(value: Any, hint: Any) -> Iterator[Any]:
@@ -133,14 +142,14 @@ def _guesses(value: Any, hint: Any) -> Iterator[Any]:
 
 def _hints(cls: type[Part]) -> dict[str, Any]:
     try:
-        return {**get_type_hints(cls), **get_type_hints(cls.__init__)}
+        return get_type_hints(cls if is_dataclass(cls) else cls.__init__)
     except (NameError, TypeError):  # a shape string, or a name that is imported for type checkers only
         return {}
 
 
 def _with(part: Part, name: str, value: Any) -> Part:
     signature = inspect.signature(type(part))
-    bound = inspect.BoundArguments(signature, {**kept(part), name: value})  # type: ignore[arg-type]  it keeps no order of its own
+    bound = inspect.BoundArguments(signature, OrderedDict(kept(part) | {name: value}))
     return type(part)(*bound.args, **bound.kwargs)
 
 
@@ -156,19 +165,8 @@ def _hashed(part: Part) -> Any:
     return found.settings, found.code
 
 
-def _file_hash(part: Part, name: str) -> Any:
-    return identity({"part": part}).settings["part"][name]
-
-
-def _a_file(part: Part, others: Mapping[str, Any], name: str, folder: Path) -> Path:
-    """One that the part can be given: its own, or one of the others', or else one with any text in it."""
-    given = others.get(name)
-    pair = [kept(each)[name] for each in given if isinstance(each, Part)] if isinstance(given, tuple) else []
-    for path in paths_in([kept(part)[name], given if not pair else None, *pair]):
-        if Path(path).is_file():
-            return Path(path)
-    (folder / "any").write_text("{}", encoding="utf-8")
-    return folder / "any"
+def _are_parts(given: Any) -> TypeGuard[tuple[Part, Part]]:
+    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(each, Part) for each in given)
 
 
 class PatcherConformance(_PartConformance):

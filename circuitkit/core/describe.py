@@ -109,11 +109,19 @@ class _Walk:
 
 @singledispatch
 def _described(thing: Any, walk: _Walk) -> Any:
-    cls = type(thing)
-    walk.code.append(cls)
-    files = cls.reads_files if isinstance(thing, Part) else ()
+    """Any other object: by its arguments and, where it has not promised that they say all, by everything that it holds."""
+    walk.code.append(type(thing))
+    holds = kept(thing) | getattr(thing, "__dict__", {})
+    return {"_target_": _name(type(thing)), **{name: walk.into(name, value) for name, value in holds.items()}}
+
+
+@_described.register
+def _(thing: Part, walk: _Walk) -> Any:
+    walk.code.append(type(thing))
+    files = thing.reads_files
     settings = {name: walk.file(name, thing, value) if name in files else walk.into(name, value) for name, value in kept(thing).items()}
-    return {"_target_": _name(cls), **settings}
+    learned = {"_state_": walk.into("_state_", dict(thing.state_dict()))} if isinstance(thing, torch.nn.Module) else {}
+    return {"_target_": _name(type(thing)), **settings, **learned}
 
 
 @_described.register
@@ -208,9 +216,9 @@ def _(thing: Any, walk: _Walk) -> str:
 
 @_described.register
 def _(thing: torch.nn.Module, walk: _Walk) -> Any:
-    """Beside its arguments its weights, which may have been learned since."""
-    settings = _described.dispatch(object)(thing, walk)
-    return settings | {"_state_": {name: walk.into(name, tensor) for name, tensor in thing.state_dict().items()}}
+    """By everything that it holds: its weights may have been learned since it was made, and layers do not keep their arguments."""
+    walk.code.append(type(thing))
+    return {"_target_": _name(type(thing)), **{name: walk.into(name, value) for name, value in vars(thing).items()}}
 
 
 @_described.register

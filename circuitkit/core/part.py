@@ -86,7 +86,6 @@ def _keeps(thing: object, name: str) -> bool:
     return (of_class is None or inspect.isdatadescriptor(of_class)) and hasattr(thing, name)
 
 
-@cache
 def arguments(cls: type) -> Mapping[str, str]:
     """Names of the arguments of a class's constructor, each with its stars, if it has any.
 
@@ -94,12 +93,17 @@ def arguments(cls: type) -> Mapping[str, str]:
         ConfigError: It does not tell, as some classes that are not written in Python.
     """
     try:
-        return {name: _STARS.get(each.kind, "") for name, each in _signature(cls).parameters.items()}
+        return _arguments(cls)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"A {cls.__module__}.{cls.__qualname__} does not say what it was made with, so it cannot be part of a run's settings. Give "
             "plain values, tensors, functions with a name, or an object of a class that keeps its arguments as attributes."
         ) from error
+
+
+@cache
+def _arguments(cls: Any) -> Mapping[str, str]:
+    return {name: _STARS.get(each.kind, "") for name, each in _signature(cls).parameters.items()}
 
 
 def unchanged(parts: Mapping[str, Any]) -> None:
