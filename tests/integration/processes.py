@@ -52,8 +52,8 @@ class Sees(PackedEngine):
 
     made = []
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, prompts, patcher, metric, graph=None):
+        super().__init__(model, prompts, patcher, metric, graph)
         self.made.append(self)
 
 

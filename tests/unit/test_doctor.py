@@ -241,14 +241,14 @@ class KeepsTheLastMlp(PackedEngine):
 
 
 class LeavesAHook(PackedEngine):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, prompts, patcher, metric, graph=None):
+        super().__init__(model, prompts, patcher, metric, graph)
         self.model.module(1, "mlp").register_forward_hook(lambda *_: None)
 
 
 class TouchesAWeight(PackedEngine):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, prompts, patcher, metric, graph=None):
+        super().__init__(model, prompts, patcher, metric, graph)
         unseen = sorted({*range(self.model.d_vocab)} - {*self.prompts.clean.flatten().tolist(), *self.prompts.corrupt.flatten().tolist()})
         self.model.hf.get_input_embeddings().weight[unseen[0]] += 1e-3
 
