@@ -52,8 +52,8 @@ class Sees(PackedEngine):
 
     made = []
 
-    def __init__(self, model, prompts, patcher, metric, graph=None):
-        super().__init__(model, prompts, patcher, metric, graph)
+    def __init__(self, model, prompts, patcher, metric, universe=None):
+        super().__init__(model, prompts, patcher, metric, universe)
         self.made.append(self)
 
 

@@ -212,7 +212,7 @@ class ForgetsToCondition(PackedEngine):
 
 
 class MixesPositions(PackedEngine):
-    def __init__(self, model, prompts, patcher, metric, graph=None, **kwargs):
+    def __init__(self, model, prompts, patcher, metric, universe=None, **kwargs):
         graph = None if graph is None else Universe.of_nodes(graph.n_layers, graph.n_heads, graph.spans[::-1])
         super().__init__(model, prompts, patcher, metric, graph, **kwargs)
 
@@ -241,14 +241,14 @@ class KeepsTheLastMlp(PackedEngine):
 
 
 class LeavesAHook(PackedEngine):
-    def __init__(self, model, prompts, patcher, metric, graph=None):
-        super().__init__(model, prompts, patcher, metric, graph)
+    def __init__(self, model, prompts, patcher, metric, universe=None):
+        super().__init__(model, prompts, patcher, metric, universe)
         self.model.module(1, "mlp").register_forward_hook(lambda *_: None)
 
 
 class TouchesAWeight(PackedEngine):
-    def __init__(self, model, prompts, patcher, metric, graph=None):
-        super().__init__(model, prompts, patcher, metric, graph)
+    def __init__(self, model, prompts, patcher, metric, universe=None):
+        super().__init__(model, prompts, patcher, metric, universe)
         unseen = sorted({*range(self.model.d_vocab)} - {*self.prompts.clean.flatten().tolist(), *self.prompts.corrupt.flatten().tolist()})
         self.model.hf.get_input_embeddings().weight[unseen[0]] += 1e-3
 

@@ -28,8 +28,8 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.contents import content
 from circuitkit.core.describe import describe, identity
 from circuitkit.core.errors import ConfigError, MeasurementError
-from circuitkit.core.graph import Level
 from circuitkit.core.journal import JOURNAL, read
+from circuitkit.core.node import Level
 from circuitkit.core.part import Part, kept
 from circuitkit.core.sources import sources
 from circuitkit.engine import Engine, PackedEngine
@@ -272,8 +272,8 @@ def test_no_part_is_missing_from_the_walk():
 
 def test_an_engine_of_ones_own_counts_with_its_options():
     class Coarse(PackedEngine):
-        def __init__(self, model, prompts, patcher, metric, graph=None, *, bits=8, max_rows=None):
-            super().__init__(model, prompts, patcher, metric, graph, max_rows=max_rows)
+        def __init__(self, model, prompts, patcher, metric, universe=None, *, bits=8, max_rows=None):
+            super().__init__(model, prompts, patcher, metric, universe, max_rows=max_rows)
             self.bits = bits
 
     hashes = [run(engine=engine).info.content_hash for engine in (Coarse, partial(Coarse, bits=4), partial(Coarse, max_rows=3))]
@@ -657,8 +657,8 @@ def test_processes_meet_over_the_same_description(monkeypatch):
     monkeypatch.setattr("circuitkit.engine.distributed._meet", lambda work, launched: brought.append(work))
 
     class Fine(PackedEngine):
-        def __init__(self, model, prompts, patcher, metric, graph=None, *, bits=8):
-            super().__init__(model, prompts, patcher, metric, graph)
+        def __init__(self, model, prompts, patcher, metric, universe=None, *, bits=8):
+            super().__init__(model, prompts, patcher, metric, universe)
             self.bits = bits
 
     prompts = Toy().prompts(None)
