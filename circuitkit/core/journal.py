@@ -54,7 +54,7 @@ class Recorded:
         """
         if self.header["content_hash"] == info.content_hash:
             return
-        if "code" not in self.header["provenance"]:
+        if "code" in info.provenance and "code" not in self.header["provenance"]:
             raise ConfigError(
                 f"The run in {self.path.parent} was started by an earlier version of circuitkit, which did not note all that a result "
                 "depends on, so it cannot be said whether its decisions would fit. Start a new run in another folder, or use that version."
