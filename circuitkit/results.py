@@ -14,15 +14,18 @@ import torch
 
 import circuitkit
 from circuitkit.core.circuit import Circuit, Scores
-from circuitkit.core.describe import describe
+from circuitkit.core.describe import describe, identity
 from circuitkit.core.findings import Finding
+from circuitkit.core.part import unchanged
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
+from circuitkit.core.sources import BY_VERSION
 from circuitkit.engine.base import Baseline, Engine
 from circuitkit.loggers.redaction import redacted
 from circuitkit.metrics.base import Metric
+from circuitkit.models.hooked import HookedModel
 
-_PACKAGES = ("torch", "transformers", "nnsight", "accelerate")
+_STRETCHED = 200_000
 
 
 @dataclass(frozen=True)
@@ -57,28 +60,54 @@ class RunResult:
 
 
 def run_info(name: str, engine: Engine, parts: Mapping[str, Any], settings: Mapping[str, Any] | None) -> RunInfo:
-    """Everything that the result will depend on, with a hash of it."""
+    """Everything that the result will depend on, with a hash of it.
+
+    Raises:
+        ConfigError: A part, or something in it, cannot be described, or its source cannot be read.
+        MeasurementError: A file that a part reads has changed since the part was made.
+    """
+    parts = {**parts, "engine": engine.local}
+    unchanged(parts)
+    exact = identity(parts)
     model = engine.model
+    loaded = {"name": model.name, "revision": model.revision, "dtype": str(model.dtype).removeprefix("torch.")}
     described = {key: redacted(describe(part)) for key, part in parts.items()}  # it is written into every file that the run leaves
-    described["engine"] = {"_target_": f"{type(engine.local).__module__}.{type(engine.local).__qualname__}"}
-    described["model"] = {"name": model.name, "revision": model.revision, "dtype": str(model.dtype).removeprefix("torch.")}
-    provenance = {
+    described["model"] = loaded
+    provenance: dict[str, Any] = {
         "settings": described,
         "seed": getattr(parts["task"], "seed", None),
-        "model": described["model"] | {"fingerprint": model.fingerprint()},
+        "model": loaded | {"fingerprint": model.fingerprint(), "config": _config_hash(model)},
         "prompts_hash": engine.prompts.content_hash(),
         "n_prompts": len(engine.prompts),
         "versions": versions(),
+        "code": dict(exact.code),
+        "files": dict(exact.files),
     }
-    digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
+    digest = _digest(provenance | {"settings": exact.settings, "files": None}, secret=redacted(exact.settings) != exact.settings)
     provenance |= {"task": parts["task"].name, "content_hash": digest}
     return RunInfo(name, settings if settings is not None else described, provenance, digest, len(engine.prompts), len(engine.universe))
+
+
+def _digest(content: Mapping[str, Any], *, secret: bool) -> str:
+    """SHA-256 of what a result depends on, nothing redacted.
+
+    It is published with all other settings, so a short secret could be found by trying. Where there is one, each try is made to take a
+    tenth of a second; a real key is safe at any speed. The order of a mapping counts, because a part may go by it.
+    """
+    text = json.dumps(content).encode()
+    return hashlib.pbkdf2_hmac("sha256", text, b"circuitkit", _STRETCHED).hex() if secret else hashlib.sha256(text).hexdigest()
+
+
+def _config_hash(model: HookedModel) -> str:
+    """Of what weights do not say, such as the base of rotary positions; where the model lies is left out."""
+    settings = {key: value for key, value in model.hf.config.to_dict().items() if not key.startswith("_") and key != "transformers_version"}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
     """Versions of this package and of those that its numbers come from."""
     found = {"python": ".".join(map(str, sys.version_info[:3])), "circuitkit": circuitkit.__version__}
-    for package in _PACKAGES:
+    for package in BY_VERSION:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

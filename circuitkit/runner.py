@@ -10,6 +10,7 @@ from typing import Any
 
 from circuitkit.callbacks.base import Callback
 from circuitkit.callbacks.dispatch import Callbacks
+from circuitkit.core.part import unchanged
 from circuitkit.core.records import RunInfo, Step
 from circuitkit.engine.base import Engine
 from circuitkit.engine.distributed import spread
@@ -90,6 +91,7 @@ class Runner:
                 scorer.check()
                 self._baseline(scorer)
                 result = self._discover(method, scorer, info, replay)
+                unchanged(parts)  # a file that a part reads
                 self.callbacks.notify("on_discover_end", result)
                 result = evaluated(result, scorer)
                 self.loggers.log_metrics(summary_metrics(result) | drift_metrics(result.steps, scorer, method.threshold))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from torch import Tensor
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.node import Unit
+from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.core.universe import Universe
@@ -97,7 +98,7 @@ WHOLE = Share()
 """All passes."""
 
 
-class Engine(ABC):
+class Engine(Part):
     """Scores masks over one universe, on one model, prompt set, patcher and metric.
 
     An engine of your own implements ``score`` and ``clean_logits``.
@@ -109,6 +110,10 @@ class Engine(ABC):
         metric: What that costs.
         universe: The units that a mask has.
     """
+
+    # What a run is made of is hashed on its own. How many rows share a pass moves a score by rounding alone, as free memory does, which
+    # decides it where nothing is given; decisions that rounding could turn are taken by ``certain``.
+    unhashed: ClassVar[tuple[str, ...]] = ("model", "prompts", "patcher", "metric", "universe", "max_rows")
 
     def __init__(self, model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, universe: Universe | None = None) -> None:
         self.model = model

@@ -15,12 +15,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Baseline
 from circuitkit.engine.packed.engine import SATURATION, PackedEngine
 from circuitkit.engine.packed.memory import TOKENS_A_PASS, free_bytes, row_bytes
 from circuitkit.engine.packed.replacements import entries
+from circuitkit.metrics.base import Metric
 from circuitkit.models.hooked import HookedModel
+from circuitkit.patchers.base import Patcher
 
 
 class DryEngine(PackedEngine):
@@ -32,11 +36,22 @@ class DryEngine(PackedEngine):
         target: The device that the run is planned for: it decides how many rows a pass has.
     """
 
+    unhashed = (*PackedEngine.unhashed, "target")
+
     def __init__(
-        self, *args: Any, assume: float = 100.0, target: torch.device | None = None, max_rows: int | None = None, **kwargs: Any
+        self,
+        model: HookedModel,
+        prompts: PromptSet,
+        patcher: Patcher,
+        metric: Metric,
+        universe: NodeUniverse | None = None,
+        *,
+        assume: float = 100.0,
+        target: torch.device | None = None,
+        max_rows: int | None = None,
     ) -> None:
         # A bound that always fits: a plan for a model that is too large is worth having too.
-        super().__init__(*args, max_rows=max_rows or 1, **kwargs)
+        super().__init__(model, prompts, patcher, metric, universe, max_rows=max_rows or 1)
         self.assume = assume
         self._target = target or torch.device("cpu")
         n_pos = self.prompts.n_pos

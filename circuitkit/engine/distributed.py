@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, distributed
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.describe import describe
+from circuitkit.core.describe import identity
 from circuitkit.core.errors import FailedElsewhere, MeasurementError
 from circuitkit.core.node import Unit
 from circuitkit.core.prompts import PromptSet
@@ -100,6 +100,10 @@ class DistributedEngine(Engine):
     Raises:
         MeasurementError: Another process works on something else.
     """
+
+    unhashed = ("engine", "launched")
+
+    unhashed = (*Engine.unhashed, "engine", "launched")
 
     def __init__(self, engine: Engine, launched: Processes) -> None:
         super().__init__(engine.model, engine.prompts, engine.patcher, engine.metric, engine.universe)
@@ -242,8 +246,9 @@ class DistributedEngine(Engine):
 
     def _meet(self) -> None:
         """Waits for the other processes. In a sweep one may have failed a job that the others go on with."""
-        own = (self.model.name, self.universe.digest(), self.prompts.content_hash(), describe(self.patcher), describe(self.metric))
-        _meet(hashlib.sha256(repr(own).encode()).digest(), self._launched)
+        parts = identity({"patcher": self.patcher, "metric": self.metric, "engine": self._engine})
+        work = (self.model.name, self.universe.digest(), self.prompts.content_hash(), parts.settings, parts.code)
+        _meet(hashlib.sha256(repr(work).encode()).digest(), self._launched)
         _log.info("%d processes share the masks of this search.", self._launched.count)
 
 

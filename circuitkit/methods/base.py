@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.node import Level
+from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import Step
 from circuitkit.core.universe import NodeUniverse
@@ -17,7 +18,7 @@ from circuitkit.models.hooked import HookedModel
 OnStep = Callable[[Step], None]
 
 
-class Method(ABC):
+class Method(Part):
     """A search. It asks the engine for scores, tells ``on_step`` of every evaluated candidate, and returns what it found.
 
     Attributes:

@@ -51,6 +51,7 @@ class EdgePruning(Method):
 
     name = "edge_pruning"
     threshold: float
+    reads_files = ("circuit",)
 
     def __init__(
         self,

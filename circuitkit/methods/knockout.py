@@ -35,6 +35,7 @@ class Knockout(Method):
     """
 
     name = "knockout"
+    reads_files = ("circuit",)
 
     def __init__(self, circuit: Circuit | str | Path | None = None, positions: Iterable[str | int] | Literal["all"] | None = None) -> None:
         self.circuit = circuit

@@ -33,6 +33,7 @@ class RandomCircuit(Method):
     """
 
     name = "random_circuit"
+    reads_files = ("like",)
 
     def __init__(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from enum import Enum
 
+from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Values
 
@@ -19,7 +20,7 @@ class Floor(str, Enum):
         return self.value
 
 
-class Metric(ABC):
+class Metric(Part):
     """Turns next-token logits into one number a prompt. Differentiable where the measure is, and float32.
 
     Attributes:

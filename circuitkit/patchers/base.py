@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
 from circuitkit.core.node import Node
+from circuitkit.core.part import Part
 from circuitkit.core.shapes import Acts
 
 
@@ -26,7 +27,7 @@ class Needs:
     conditional: bool = False
 
 
-class Patcher(ABC):
+class Patcher(Part):
     """Says what the output of a removed component is replaced by. Pure: same inputs, same value.
 
     A patcher of your own sets ``needs`` and implements ``patch``:

@@ -59,10 +59,16 @@ class Recorded:
         """
         if self.header["content_hash"] == info.content_hash:
             return
+        if "code" in info.provenance and "code" not in self.header["provenance"]:
+            raise ConfigError(
+                f"The run in {self.path.parent} was started by an earlier version of circuitkit, which did not note all that a result "
+                "depends on, so it cannot be said whether its decisions would fit. Start a new run in another folder, or use that version."
+            )
         found = [difference for difference in differences(self.header["provenance"], info.provenance) if "content_hash" not in difference]
         listed = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
         raise ConfigError(
-            f"Expected what the run in {self.path.parent} was started with, but this has changed since: {listed or 'its content hash'}. "
+            f"Expected what the run in {self.path.parent} was started with, but this has changed since: "
+            f"{listed or 'a setting that is not written down, such as a secret'}. "
             "Its decisions would not fit the new ones. Put that back, or start a new run in another folder."
         )
 

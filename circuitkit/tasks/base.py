@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
 
 Accept = Callable[[PromptSet], Bool[Tensor, "prompt"]]
@@ -27,7 +28,7 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: list[int]) -> str: ...
 
 
-class Task(ABC):
+class Task(Part):
     """Makes prompts. Same settings and seed, same prompts.
 
     Attributes:

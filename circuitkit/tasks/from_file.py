@@ -43,6 +43,7 @@ class FromFile(Task):
     bos: bool | None = None
 
     name = "from_file"
+    reads_files = ("path",)
 
     def prompts(self, tokenizer: Tokenizer, *, n: int | None = None, seed: int | None = None, accept: Accept | None = None) -> PromptSet:
         n = self.n if n is None else n

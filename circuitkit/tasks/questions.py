@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from circuitkit.core.errors import ConfigError, PromptError
+from circuitkit.core.part import Part
 from circuitkit.core.questions import Question, QuestionSet
 from circuitkit.tasks.base import Tokenizer
 from circuitkit.tasks.encoding import Encoder
@@ -18,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Questions(ABC):
+class Questions(Part):
     """Makes questions. Same settings and seed, same questions.
 
     A set of your own gives ``name`` and ``questions``, and where an answer may be right without being the very text also ``is_right``.

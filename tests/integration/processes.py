@@ -52,8 +52,8 @@ class Sees(PackedEngine):
 
     made = []
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, prompts, patcher, metric, universe=None, *, max_rows=None):
+        super().__init__(model, prompts, patcher, metric, universe, max_rows=max_rows)
         self.made.append(self)
 
 

@@ -18,6 +18,7 @@ from circuitkit.methods import EdgePruning, IterativePruning, Knockout, Method, 
 from circuitkit.metrics import KL, Accuracy, AnswerRank, LogitDiff, Metric, ProbDiff
 from circuitkit.patchers import Mean, Patcher, Resample, Zero
 from circuitkit.testing import (
+    ONLY,
     CallbackConformance,
     LoggerConformance,
     MethodConformance,
@@ -70,6 +71,18 @@ class TestMethods(MethodConformance):
     def make(self):
         raise NotImplementedError
 
+    @pytest.fixture(autouse=True)
+    def _files(self, tmp_path):
+        self.folder = tmp_path
+
+    def others(self):
+        first, second = (
+            circuit.save(self.folder / f"{number}.json") for number, circuit in enumerate([_some_of(planted_model()), Circuit((), 4, 4)])
+        )
+        like = RandomCircuit(str(first)), RandomCircuit(str(second))
+        return {"order": "forward" if self.make().__dict__.get("order") == "backward" else "backward", "keep": ["m0"], "exclude": ["m0"],
+                "positions": "all", "circuit": str(first), "like": like}  # fmt: skip
+
     def engine(self):
         return PackedEngine(planted_model(), planted_prompts(), Mean(), LogitDiff())
 
@@ -94,6 +107,9 @@ class TestTasks(TaskConformance):
 
     def make(self):
         raise NotImplementedError
+
+    def others(self):
+        return {"corruption": "repeat_last"} | ({"templates": ONLY} if self.make.__name__.startswith("Bare") else {})
 
     def tokenizer(self):
         return zoo_tokenizer()

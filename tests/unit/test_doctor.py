@@ -202,19 +202,19 @@ class OneLayerOff(PackedEngine):
 
 
 class TakesTheWrongTwin(PackedEngine):
-    def __init__(self, model, prompts, *args, **kwargs):
-        super().__init__(model, replace(prompts, corrupt=prompts.corrupt.roll(1, 0)), *args, **kwargs)
+    def __init__(self, model, prompts, patcher, metric, universe=None, *, max_rows=None):
+        super().__init__(model, replace(prompts, corrupt=prompts.corrupt.roll(1, 0)), patcher, metric, universe, max_rows=max_rows)
 
 
 class ForgetsToCondition(PackedEngine):
-    def __init__(self, model, prompts, patcher, *args, **kwargs):
-        super().__init__(model, prompts, Mean() if patcher.needs.conditional else patcher, *args, **kwargs)
+    def __init__(self, model, prompts, patcher, metric, universe=None, *, max_rows=None):
+        super().__init__(model, prompts, Mean() if patcher.needs.conditional else patcher, metric, universe, max_rows=max_rows)
 
 
 class MixesPositions(PackedEngine):
-    def __init__(self, model, prompts, patcher, metric, graph=None, **kwargs):
-        graph = None if graph is None else Universe.of_nodes(graph.n_layers, graph.n_heads, graph.spans[::-1])
-        super().__init__(model, prompts, patcher, metric, graph, **kwargs)
+    def __init__(self, model, prompts, patcher, metric, universe=None, *, max_rows=None):
+        universe = None if universe is None else Universe.of_nodes(universe.n_layers, universe.n_heads, universe.spans[::-1])
+        super().__init__(model, prompts, patcher, metric, universe, max_rows=max_rows)
 
 
 class HoldsStaleStates(PackedEngine):
@@ -241,14 +241,14 @@ class KeepsTheLastMlp(PackedEngine):
 
 
 class LeavesAHook(PackedEngine):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, prompts, patcher, metric, universe=None, *, max_rows=None):
+        super().__init__(model, prompts, patcher, metric, universe, max_rows=max_rows)
         self.model.module(1, "mlp").register_forward_hook(lambda *_: None)
 
 
 class TouchesAWeight(PackedEngine):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, prompts, patcher, metric, universe=None, *, max_rows=None):
+        super().__init__(model, prompts, patcher, metric, universe, max_rows=max_rows)
         unseen = sorted({*range(self.model.d_vocab)} - {*self.prompts.clean.flatten().tolist(), *self.prompts.corrupt.flatten().tolist()})
         self.model.hf.get_input_embeddings().weight[unseen[0]] += 1e-3
 

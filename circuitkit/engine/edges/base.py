@@ -59,6 +59,8 @@ class EdgeEngine(Engine):
     """
 
     universe: EdgeUniverse
+    # The method says all of this, and is hashed.
+    unhashed = (*Engine.unhashed, "engine", "circuit", "level", "mlps", "options")
 
     def __init__(
         self,

@@ -17,7 +17,11 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.nodes import NodeEngine
+from circuitkit.metrics.base import Metric
+from circuitkit.models.hooked import HookedModel
+from circuitkit.patchers.base import Patcher
 
 if TYPE_CHECKING:
     from circuitkit.engine.edges.base import EdgeEngine
@@ -31,8 +35,17 @@ class ReferenceEngine(NodeEngine):
         max_rows: Bound on the prompts of a pass; None for all at once.
     """
 
-    def __init__(self, *args: Any, max_rows: int | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: PromptSet,
+        patcher: Patcher,
+        metric: Metric,
+        universe: NodeUniverse | None = None,
+        *,
+        max_rows: int | None = None,
+    ) -> None:
+        super().__init__(model, prompts, patcher, metric, universe)
         self._max_rows = max_rows or len(self.prompts)
         self._plain = self._sources(removed_heads=()) if self.patcher.needs.source != "none" else {}
 

@@ -18,6 +18,7 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.conditional import ConditionalMeans
@@ -25,7 +26,10 @@ from circuitkit.engine.packed.lane import Lane, ReplacementsFor, Work
 from circuitkit.engine.packed.layout import Layout
 from circuitkit.engine.packed.memory import RowBudget, is_out_of_memory
 from circuitkit.engine.packed.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
+from circuitkit.metrics.base import Metric
 from circuitkit.models.allocator import keep_freed_memory
+from circuitkit.models.hooked import HookedModel
+from circuitkit.patchers.base import Patcher
 
 if TYPE_CHECKING:
     from circuitkit.engine.edges.base import EdgeEngine
@@ -51,8 +55,17 @@ class PackedEngine(NodeEngine):
         budget: Rows a pass may have now.
     """
 
-    def __init__(self, *args: Any, max_rows: int | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: PromptSet,
+        patcher: Patcher,
+        metric: Metric,
+        universe: NodeUniverse | None = None,
+        *,
+        max_rows: int | None = None,
+    ) -> None:
+        super().__init__(model, prompts, patcher, metric, universe)
         if self.model.device.type == "cpu":
             keep_freed_memory()
         self.work = Work()
