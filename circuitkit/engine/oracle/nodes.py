@@ -1,6 +1,7 @@
 """The naive oracle: one mask a forward pass, the whole pass, plain torch hooks. Slow, short, and easy to believe.
 
-It shares no code with the fast engine but the table of module paths, and it does not use nnsight.
+It shares no code with the fast engine but the table of module paths, and it runs the model as transformers made it: nnsight's forwards,
+which stay in a model that it has wrapped, are put aside for each pass.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.engine.nodes import NodeEngine
+from circuitkit.models.bare import unwrapped
 
 if TYPE_CHECKING:
     from circuitkit.engine.edges.base import EdgeEngine
@@ -57,8 +59,8 @@ class ReferenceEngine(NodeEngine):
         return torch.cat([self.forward(self.prompts.clean[rows]) for rows in self.slices()])
 
     def forward(self, ids: Tensor) -> Logits:
-        """Logits of the model as it is now at the last position, float32."""
-        with torch.no_grad():
+        """Logits of the model with the hooks that it has now, at the last position, float32; nnsight has no part in it."""
+        with torch.no_grad(), unwrapped(self.model.hf):
             return self.model.hf(ids.to(self.model.device), use_cache=False).logits[:, -1].float()
 
     def slices(self) -> Iterator[slice]:
