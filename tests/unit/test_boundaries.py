@@ -194,7 +194,8 @@ def test_an_edge_without_which_the_score_is_just_at_the_threshold_stays(threshol
     circuit = Circuit.of(three_and_one().universe, three_and_one().universe.mask(["a0.h0", "a0.h1"]))
     steps = []
     engine = engines(three_and_one(), FOURS, Mean())[which]
-    found = EdgePruning(circuit, threshold, rule).discover(engine, on_step=steps.append)
+    method = EdgePruning(circuit, threshold, rule)
+    found = method.discover(method.over(engine), on_step=steps.append)
     assert [str(edge) for edge in found.edges] == kept
     scores = {step.node: (step.score, step.kept) for step in steps}
     assert scores["a0.h1->logits"] == (75.0, threshold == 0.75)
@@ -208,7 +209,8 @@ def test_an_edge_without_which_the_score_is_just_at_the_threshold_stays(threshol
 @pytest.mark.parametrize(("threshold", "warned"), [(1.0, True), (0.999, False)])
 def test_a_circuit_whose_score_is_just_at_the_threshold_is_spoken_of(threshold, warned, caplog):
     circuit = Circuit.of(three_and_one().universe, three_and_one().universe.mask(["a0.h0", "a0.h1"]))
-    EdgePruning(circuit, threshold).discover(engines(three_and_one(), FOURS, Mean())[0], on_step=lambda step: None)
+    method = EdgePruning(circuit, threshold)
+    method.discover(method.over(engines(three_and_one(), FOURS, Mean())[0]), on_step=lambda step: None)
     assert ("which is not above the threshold of 100.0 %" in caplog.text) == warned
 
 

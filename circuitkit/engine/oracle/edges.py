@@ -1,7 +1,7 @@
 """The naive oracle for edges: whole forward passes with plain torch hooks, several a receiver. Slow, and written from the definition.
 
-It shares no code with the fast path but the table of module paths, and it runs the model as transformers made it, like the
-naive oracle for nodes.
+It shares no code with the fast path but the table of module paths, and it runs the model as transformers made it, like the naive oracle
+for nodes.
 """
 
 from __future__ import annotations
