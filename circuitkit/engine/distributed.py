@@ -101,8 +101,6 @@ class DistributedEngine(Engine):
         MeasurementError: Another process works on something else.
     """
 
-    unhashed = ("engine", "launched")
-
     unhashed = (*Engine.unhashed, "engine", "launched")
 
     def __init__(self, engine: Engine, launched: Processes) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from circuitkit.core.prompts import PromptSet
+from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel, Layer
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.25}
@@ -268,9 +269,9 @@ def weights_kept(model: HookedModel, before: dict[str, str]) -> Check:
 
 
 def plain(model: HookedModel, ids: Int[Tensor, "row pos"], **inputs: Any) -> Tensor:
-    """Logits at all positions of the bare transformers model, without nnsight."""
+    """Logits at all positions of the model as transformers made it, without nnsight."""
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    with torch.no_grad():
+    with torch.no_grad(), unwrapped(model.hf):
         return model.hf(ids.to(model.device), use_cache=False, **inputs).logits
 
 

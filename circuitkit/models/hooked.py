@@ -1,7 +1,8 @@
 """HookedModel: a transformers model whose components can be read, replaced and skipped while it runs.
 
-Everything goes through nnsight. In one pass the sites of a layer must be touched in the order in which the model computes them:
-``resid``, attention (``skip_projections``, ``z``; or ``skip_attention``), MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_out`` or ``skip_mlp``).
+Everything goes through nnsight; within ``bare.unwrapped`` the model runs without it. In one pass the sites of a layer must be touched in
+the order in which the model computes them: ``resid``, attention (``skip_projections``, ``z``; or ``skip_attention``), MLP (``mlp_norm_in``,
+``mlp_in``, ``mlp_out`` or ``skip_mlp``).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from circuitkit.core.errors import ModelError
 from circuitkit.core.universe import Universe
 from circuitkit.models.architectures import Architecture, architecture_of
+from circuitkit.models.bare import is_unwrapped, wrapped
 
 Resid = Float[Tensor, "row pos d_model"]
 Heads = Float[Tensor, "row pos head d_head"]
@@ -128,7 +131,8 @@ class HookedModel:
 
     Attributes:
         name: For people and files.
-        hf: The transformers model, unchanged.
+        hf: The transformers model, its weights untouched. Its modules have nnsight's forwards, which hand on what they are given outside
+            of a pass; within ``bare.unwrapped(hf)`` they have their own.
         tokenizer: Its tokenizer; None if it is not needed.
         architecture: Where things are.
         revision: Of the weights, where known.
@@ -156,7 +160,7 @@ class HookedModel:
         self.d_vocab: int = config.vocab_size
         self.is_parallel = bool(self.architecture.parallel and getattr(config, self.architecture.parallel, False))
         self.universe = Universe.of_nodes(self.n_layers, self.n_heads)
-        self._envoy = nnsight.NNsight(hf)
+        self._envoy = wrapped(hf)
         blocks = _descend(self._envoy, self.architecture.blocks)
         unembed = hf.get_output_embeddings()
         self._unembed = _descend(self._envoy, next(path for path, module in hf.named_modules() if module is unembed))
@@ -225,6 +229,9 @@ class HookedModel:
 
         Returns:
             Logits of the last ``keep`` positions in the model's dtype, or None if the pass was stopped.
+
+        Raises:
+            ModelError: The model's own forwards are in place, so that nothing can be read or replaced.
         """
         if visit is None and start == 0 and stop is None and not gather:
             with torch.no_grad():
@@ -233,6 +240,11 @@ class HookedModel:
             # Without a cache transformers looks into the position ids for packed sequences, and here they have no content.
             inputs.setdefault("past_key_values", DynamicCache(config=self.hf.config))
             inputs.pop("attention_mask", None)  # likewise
+        if is_unwrapped(self.hf):
+            raise ModelError(
+                f"{self.name} was to be traced while its own forwards are in place of nnsight's: the naive path is running, in this thread "
+                "or another. Expected one after the other; give each thread a model of its own."
+            )
         end = self.n_layers if stop is None else stop + 1
         logits = None
         with torch.no_grad(), self._envoy.trace(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}) as tracer:

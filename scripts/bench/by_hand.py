@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from circuitkit.core.prompts import PromptSet
+from circuitkit.models.bare import unwrapped
 
 
 class ByHand:
@@ -34,6 +35,10 @@ class ByHand:
     @torch.no_grad()
     def __call__(self) -> Tensor:
         """Logit differences, node x prompt, in the order of a graph."""
+        with unwrapped(self._hf):
+            return self._map()
+
+    def _map(self) -> Tensor:
         z_means, mlp_means = self._means()
         resids, zs = self._clean_states()
         self._all_replaced(z_means, mlp_means)

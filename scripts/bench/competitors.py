@@ -1,4 +1,4 @@
-"""The other ways to do it, written with plain torch hooks on the same model: one forward a candidate, and the published loop."""
+"""The other ways to do it, with plain torch hooks on the same model without nnsight: one forward a candidate, and the published loop."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
+from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel
 
 Means = dict[tuple[Kind, int], Tensor]
@@ -43,7 +44,7 @@ class PlainHooks:
     @torch.no_grad()
     def score(self, removed: Sequence[Node]) -> Tensor:
         """Logit difference of each prompt with some nodes replaced by their means."""
-        with self._ablated(removed):
+        with unwrapped(self._model.hf), self._ablated(removed):
             logits = self._model.hf(self._clean, use_cache=False).logits[:, -1].float()
         return (logits.gather(-1, self._answers[:, None]) - logits.gather(-1, self._wrongs[:, None])).squeeze(-1).cpu()
 
@@ -59,7 +60,7 @@ class PlainHooks:
     def _means(self, *kinds: Kind, removed: Sequence[Node]) -> Means:
         """Means over the corrupt prompts, without the unembedding."""
         seen: Means = {}
-        with self._ablated(removed), ExitStack() as stack:
+        with unwrapped(self._model.hf), self._ablated(removed), ExitStack() as stack:
             for layer in range(self._model.n_layers):
                 for kind in kinds:
                     stack.enter_context(self._seen(kind, layer, seen))

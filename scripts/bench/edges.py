@@ -17,6 +17,7 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.node import PORTS, Edge, Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.edges.engine import PackedEdges
+from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel
 
 N_HEADS = 20
@@ -153,7 +154,7 @@ class PathPatching(PlainHooks):
             return seen[key]
 
         body: Any = self._model.hf.transformer
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), unwrapped(self._model.hf), ExitStack() as stack:
             stack.enter_context(self._ablated(self._removed))
             for layer, block in enumerate(body.h):
                 stack.enter_context(_out(block.attn.c_attn, lambda value, key=("qkv", layer): put(key, value)))

@@ -8,6 +8,7 @@ from bench import subjects
 from bench.by_hand import ByHand
 from bench.measure import Options, Table, Times, flops, gflop, interleaved, seconds
 from circuitkit.core.prompts import PromptSet
+from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel, Layer
 
 
@@ -54,7 +55,8 @@ def _trace(options: Options, model: HookedModel, prompts: PromptSet) -> dict[str
         model.run(ids, visit)
 
     def bare() -> None:
-        model.hf(ids, use_cache=False, logits_to_keep=1)
+        with unwrapped(model.hf):
+            model.hf(ids, use_cache=False, logits_to_keep=1)
 
     taken = interleaved({"ours": ours, "bare": bare}, options.rounds if options.quick else 5 * options.rounds)
     return _row("pass", model, prompts, rows, taken, flops(ours), flops(bare))

@@ -109,16 +109,19 @@ def shared_model(family: str = "gpt2", n_layers: int = 3, n_heads: int = 2, dtyp
     return tiny_model(family, n_layers=n_layers, n_heads=n_heads, dtype=dtype)
 
 
-def linear_llama(n_layers: int, n_heads: int, d_model: int, vocab: int, d_head: int = 2) -> HookedModel:
+def linear_llama(n_layers: int, n_heads: int, d_model: int, vocab: int, d_head: int = 2, window: int | None = None) -> HookedModel:
     """A Llama whose norms are exactly the identity, whose heads look at all earlier tokens alike, and whose other weights are zero.
 
     The norm divides by sqrt(mean square + eps) and multiplies by its weight: with eps = 2^40 and a weight of 2^20 that is 1 in float32.
-    Queries and keys are zero, so a head's z is the mean of its values so far. ReLU makes the gate 1 where it reads a 1.
+    Queries and keys are zero, so a head's z is the mean of its values so far. ReLU makes the gate 1 where it reads a 1. With a window it
+    is a Mistral, which is the same but for heads that see only so many tokens, their own among them.
     """
     d_model = -(-d_model // n_heads) * n_heads  # transformers insists
-    config = transformers.LlamaConfig(
+    kind, more = (transformers.LlamaConfig, {}) if window is None else (transformers.MistralConfig, {"sliding_window": window})
+    config = kind(
         hidden_size=d_model, head_dim=d_head, num_attention_heads=n_heads, num_key_value_heads=n_heads, num_hidden_layers=n_layers,
         intermediate_size=2, vocab_size=vocab, hidden_act="relu", rms_norm_eps=2.0**40, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        **more,
     )  # fmt: skip
     hf = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from models_for_tests import FAMILIES, hook_counts, tiny_model
+from models_for_tests import FAMILIES, hook_counts, tiny_hf, tiny_model
 
 from circuitkit.config import conf_dir
 from circuitkit.core.errors import MeasurementError
@@ -138,8 +138,8 @@ def test_an_mlp_that_mixes_positions():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
 def test_a_model_that_ignores_padding(ignored, dtype):
-    model = tiny_model("gpt2", dtype=dtype)
-    right = model.hf.forward
+    hf = tiny_hf("gpt2", dtype=dtype)
+    right = hf.forward
 
     def forward(*args, **kwargs):
         # Without any mask transformers would guess one from the position ids.
@@ -147,8 +147,8 @@ def test_a_model_that_ignores_padding(ignored, dtype):
             kwargs[ignored] = torch.ones_like(kwargs[ignored]) if ignored == "attention_mask" else None
         return right(*args, **kwargs)
 
-    model.hf.forward = forward
-    assert model_failed(model) == {"padding"}
+    hf.forward = forward
+    assert model_failed(HookedModel("ignores-padding", hf)) == {"padding"}
 
 
 def test_an_mlp_that_runs_twice():

@@ -269,7 +269,7 @@ def test_bad_settings(settings, text):
 
 
 def test_keeping_what_is_not_there():
-    with pytest.raises(CircuitError, match="'m7' is not in this model: it has layers 0-2"):
+    with pytest.raises(CircuitError, match="'m7' is not in this universe: it has layers 0-2"):
         pruned(half_and_half(), keep=["m7"])
 
 

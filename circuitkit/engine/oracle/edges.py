@@ -1,6 +1,7 @@
 """The naive oracle for edges: whole forward passes with plain torch hooks, several a receiver. Slow, and written from the definition.
 
-It shares no code with the fast path but the table of module paths, and it does not use nnsight.
+It shares no code with the fast path but the table of module paths, and it runs the model as transformers made it, like the naive oracle
+for nodes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.engine.base import WHOLE, Share
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.models.bare import unwrapped
 
 
 @dataclass
@@ -88,14 +90,15 @@ class ReferenceEdges(EdgeEngine):
 
     def _values(self, run: Callable[[Any], Seen], wanted: Sequence[Any]) -> Values:
         values = torch.empty(len(wanted), len(self.engine.prompts))
-        for rows in self._nodes.slices():
-            self._rows = rows
-            self._clean = self._run(Given())
-            self._source = self._sources(rows)
-            for place, each in enumerate(wanted):
-                logits = run(each).logits
-                assert logits is not None
-                values[place, rows] = self.engine.measure(logits[None], rows)[0]
+        with unwrapped(self.engine.model.hf):  # modules are also called by themselves, outside of a pass
+            for rows in self._nodes.slices():
+                self._rows = rows
+                self._clean = self._run(Given())
+                self._source = self._sources(rows)
+                for place, each in enumerate(wanted):
+                    logits = run(each).logits
+                    assert logits is not None
+                    values[place, rows] = self.engine.measure(logits[None], rows)[0]
         return values
 
     def _patched(self, edge: Edge) -> Seen:

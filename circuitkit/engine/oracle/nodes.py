@@ -1,6 +1,7 @@
 """The naive oracle: one mask a forward pass, the whole pass, plain torch hooks. Slow, short, and easy to believe.
 
-It shares no code with the fast engine but the table of module paths, and it does not use nnsight.
+It shares no code with the fast engine but the table of module paths, and it runs the model as transformers made it: nnsight's forwards,
+which stay in a model that it has wrapped, are put aside for each pass.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from circuitkit.core.shapes import Logits, Masks
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.metrics.base import Metric
+from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher
 
@@ -70,8 +72,8 @@ class ReferenceEngine(NodeEngine):
         return torch.cat([self.forward(self.prompts.clean[rows]) for rows in self.slices()])
 
     def forward(self, ids: Tensor) -> Logits:
-        """Logits of the model as it is now at the last position, float32."""
-        with torch.no_grad():
+        """Logits of the model with the hooks that it has now, at the last position, float32; nnsight has no part in it."""
+        with torch.no_grad(), unwrapped(self.model.hf):
             return self.model.hf(ids.to(self.model.device), use_cache=False).logits[:, -1].float()
 
     def slices(self) -> Iterator[slice]:
