@@ -15,7 +15,7 @@ from circuitkit.core.errors import MeasurementError
 from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks, TokenIds
-from circuitkit.engine.packed.memory import RowBudget, free_bytes, is_out_of_memory, row_bytes
+from circuitkit.engine.packed.memory import RowBudget, free_bytes, row_bytes, within_memory
 from circuitkit.engine.packed.replacements import Collected, Collector, entries
 from circuitkit.models.cache import new_cache
 from circuitkit.models.hooked import HookedModel, Layer, Visit
@@ -81,17 +81,14 @@ def generate(
 
     n_masks, n_prompts = len(masks), len(ids)
     tokens = torch.full((n_masks * n_prompts, max_new_tokens), -1)
-    waiting = list(torch.arange(n_masks * n_prompts).split(budget.rows))
-    while waiting:
-        rows = waiting.pop(0)
+
+    def run(rows: Int[Tensor, "row"]) -> Int[Tensor, "row new"]:
         edits = _Edits(model, values, masks[rows // n_prompts], entry[rows % n_prompts])
-        try:
-            tokens[rows] = _continued(model, ids[rows % n_prompts], edits, max_new_tokens, use_cache)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            budget.halve(error)
-            waiting = [piece for part in (rows, *waiting) for piece in part.split(budget.rows)]
+        return _continued(model, ids[rows % n_prompts], edits, max_new_tokens, use_cache)
+
+    packs = torch.arange(n_masks * n_prompts).split(budget.rows)
+    for rows, new in within_memory(packs, run, budget, lambda rows: rows.split(budget.rows)):
+        tokens[rows] = new
     tokens = tokens.view(n_masks, n_prompts, max_new_tokens)
     return Generated(tokens, (tokens < 0).any(-1))
 
@@ -190,16 +187,14 @@ def _collected(model: HookedModel, prompts: PromptSet, patcher: Patcher, budget:
     """The one run over the corrupt prompts, where the patcher asks for it."""
     if patcher.needs.source == "none":
         return Collected()
-    while True:
-        collector = Collector(model, prompts, patcher.needs)
-        try:
-            for first in range(0, len(prompts), budget.rows):
-                collector.add(slice(first, min(first + budget.rows, len(prompts))))
-            return collector.collected()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            budget.halve(error)
+    collector = Collector(model, prompts, patcher.needs)
+
+    def split(rows: slice) -> list[slice]:
+        return [slice(first, min(first + budget.rows, rows.stop)) for first in range(rows.start, rows.stop, budget.rows)]
+
+    for _ in within_memory(split(slice(0, len(prompts))), collector.add, budget, split):
+        pass
+    return collector.collected()
 
 
 def _budget(model: HookedModel, n_pos: int, max_rows: int | None) -> RowBudget:

@@ -14,7 +14,7 @@ from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.edges.layers import CircuitLayers, States
 from circuitkit.engine.edges.sent import Sent, Sources, apart
 from circuitkit.engine.packed.engine import PackedEngine
-from circuitkit.engine.packed.memory import free_bytes, is_out_of_memory
+from circuitkit.engine.packed.memory import free_bytes, within_memory
 from circuitkit.models.hooked import Heads, Resid
 from circuitkit.patchers.base import Patcher
 
@@ -108,17 +108,12 @@ class EdgePasses:
         self._engine.work.add(rows.stop - rows.start, self.model.n_layers, self._engine.prompts.n_pos, corrupt=True)
 
     def _in_slices(self, fill: Callable[[slice], None]) -> None:
-        waiting = list(self._slices(slice(0, len(self._engine.prompts))))
-        while waiting:
-            rows = waiting.pop(0)
-            try:
-                fill(rows)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._engine.budget.halve(error)
-                self._held.clear()
-                waiting = [piece for other in (rows, *waiting) for piece in self._slices(other)]
+        def split(rows: slice) -> Iterator[slice]:
+            self._held.clear()
+            return self._slices(rows)
+
+        for _ in within_memory(self._slices(slice(0, len(self._engine.prompts))), fill, self._engine.budget, split):
+            pass
 
     def _slices(self, within: slice) -> Iterator[slice]:
         step = self._engine.budget.rows

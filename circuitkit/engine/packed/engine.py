@@ -24,7 +24,7 @@ from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.conditional import ConditionalMeans
 from circuitkit.engine.packed.lane import Lane, ReplacementsFor, Work
 from circuitkit.engine.packed.layout import Layout
-from circuitkit.engine.packed.memory import RowBudget, is_out_of_memory
+from circuitkit.engine.packed.memory import RowBudget, within_memory
 from circuitkit.engine.packed.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
 from circuitkit.metrics.base import Metric
 from circuitkit.models.allocator import keep_freed_memory
@@ -138,17 +138,8 @@ class PackedEngine(NodeEngine):
         if self.patcher.needs.source == "none":
             return Collected()
         collector = Collector(self.model, self.prompts, self.patcher.needs)
-        waiting = list(self._clean_lane.slices())
-        while waiting:
-            rows = waiting.pop(0)
-            try:
-                collector.add(rows)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.budget.halve(error)
-                waiting = [piece for other in (rows, *waiting) for piece in self._clean_lane.slices(other)]
-                continue
+        slices = self._clean_lane.slices
+        for rows, _ in within_memory(slices(), collector.add, self.budget, slices):
             self.work.add(rows.stop - rows.start, self.model.n_layers, self.prompts.n_pos, corrupt=True)
         return collector.collected()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitkit.core.shapes import Masks
 from circuitkit.engine.packed.layout import Edits, Layout
-from circuitkit.engine.packed.memory import RowBudget, is_out_of_memory
+from circuitkit.engine.packed.memory import RowBudget, within_memory
 from circuitkit.engine.packed.packed_pass import PackedPass, SeeMlp
 from circuitkit.engine.packed.packing import Pack, pack
 from circuitkit.engine.packed.replacements import Replacements
@@ -125,23 +125,18 @@ class Lane:
         firsts = self._layout.first_difference(masks, base).minimum(latest)
         self.extend(base, self._worth_holding(masks, base, firsts), replacements_for)
         starts = self._layout.first_difference(masks, self.trunk.mask).minimum(latest)
-        waiting = pack(masks, starts, self._cuts(masks), self._layout, len(self._ids), self._budget.rows)
-        while waiting:
-            part = waiting.pop(0)
-            try:
-                chosen = masks[part.masks]
-                # Looked up anew: another call may have moved the trunk since the last result was taken.
-                entry = self.trunk.entry(min(part.start, int(self._layout.first_difference(chosen, self.trunk.mask).min())))
-                cut = min(part.cut, int(self._cuts(chosen).min()))
-                seen = None if see_mlp is None else see_mlp(part)
-                replacements = replacements_for(chosen, base)
-                visit = self._visit(chosen, part.rows, entry, replacements, see_mlp=seen, narrow=stop is None, cut=cut)
-                logits = self._forward(visit, part.rows, len(part.masks), entry=entry, stop=stop, cut=cut)
-            except (RuntimeError, MemoryError) as error:
-                self._halve(error)
-                waiting = [piece for other in (part, *waiting) for piece in other.split(self._budget.rows)]
-                continue
-            yield part, logits
+        packs = pack(masks, starts, self._cuts(masks), self._layout, len(self._ids), self._budget.rows)
+
+        def run(part: Pack) -> Tensor | None:
+            chosen = masks[part.masks]
+            # Looked up anew: another call may have moved the trunk since the last result was taken.
+            entry = self.trunk.entry(min(part.start, int(self._layout.first_difference(chosen, self.trunk.mask).min())))
+            cut = min(part.cut, int(self._cuts(chosen).min()))
+            seen = None if see_mlp is None else see_mlp(part)
+            visit = self._visit(chosen, part.rows, entry, replacements_for(chosen, base), see_mlp=seen, narrow=stop is None, cut=cut)
+            return self._forward(visit, part.rows, len(part.masks), entry=entry, stop=stop, cut=cut)
+
+        yield from within_memory(packs, run, self._budget, lambda part: part.split(self._budget.rows))
 
     def extend(self, mask: Bool[Tensor, "node"], until: int, replacements_for: ReplacementsFor) -> list[Tensor]:
         """Holds the states under ``mask`` up to layer ``until``, if they are not held.
@@ -160,27 +155,22 @@ class Lane:
         if until <= valid and not to_logits:
             return []
         entry = self.trunk.entry(valid)
-        waiting, watches, logits = list(self.slices()), [], []
-        while waiting:
-            rows = waiting.pop(0)
+
+        def run(rows: slice) -> tuple[Watch, Tensor | None]:
             watch = Watch.of(range(entry, until + 1), self.trunk.stride)
             cache = new_cache(self._model) if self.cone else None
-            try:
-                visit = self._visit(mask[None], rows, entry, replacements_for(mask[None], mask), watch=watch, narrow=to_logits)
-                out = self._forward(visit, rows, 1, entry=entry, stop=None if to_logits else until, cache=cache)
-            except (RuntimeError, MemoryError) as error:
-                self._halve(error)
-                waiting = [piece for other in (rows, *waiting) for piece in self.slices(other)]
-                continue
+            visit = self._visit(mask[None], rows, entry, replacements_for(mask[None], mask), watch=watch, narrow=to_logits)
+            out = self._forward(visit, rows, 1, entry=entry, stop=None if to_logits else until, cache=cache)
             z = self.trunk.z(entry, rows)
             if z is not None and entry in watch.layers:
                 watch.z[entry] = z
             if cache is not None:
                 watch.kv.update(keys_values(cache))
-            watches.append(watch)
-            logits += [] if out is None else [out]
-        self.trunk.replace(mask, entry, until, watches)
-        return logits
+            return watch, out
+
+        seen = [result for _, result in within_memory(self.slices(), run, self._budget, self.slices)]
+        self.trunk.replace(mask, entry, until, [watch for watch, _ in seen])
+        return [out for _, out in seen if out is not None]
 
     def slices(self, within: slice | None = None) -> Iterator[slice]:
         """The prompts, in passes that fit."""
@@ -250,7 +240,3 @@ class Lane:
                 return last
         return shared
 
-    def _halve(self, error: RuntimeError | MemoryError) -> None:
-        if not is_out_of_memory(error):
-            raise error
-        self._budget.halve(error)

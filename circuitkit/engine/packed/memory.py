@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import psutil
 import torch
@@ -11,6 +14,8 @@ from circuitkit.core.errors import MeasurementError
 from circuitkit.models.hooked import HookedModel
 
 _log = logging.getLogger(__name__)
+_Piece = TypeVar("_Piece")
+_Result = TypeVar("_Result")
 
 # Above this many tokens a pass is bound by arithmetic everywhere we measured, and larger passes only take more memory.
 TOKENS_A_PASS = {"cpu": 2048, "cuda": 65536}
@@ -58,6 +63,37 @@ class RowBudget:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         _log.warning("Memory ran out; going on with at most %d rows a pass.", self.rows)
+
+
+def within_memory(
+    work: Iterable[_Piece], run: Callable[[_Piece], _Result], budget: RowBudget, split: Callable[[_Piece], Iterable[_Piece]]
+) -> Iterator[tuple[_Piece, _Result]]:
+    """Does pieces of work in order. When memory runs out, passes are halved, and what is left is split and tried again.
+
+    Args:
+        work: The pieces.
+        run: Does one; leaves nothing half-done behind when it fails.
+        budget: Rows that a pass may have.
+        split: A piece as pieces that fit the budget.
+
+    Yields:
+        Each piece with its result.
+
+    Raises:
+        MeasurementError: A pass with a single row does not fit.
+    """
+    waiting = deque(work)
+    while waiting:
+        piece = waiting.popleft()
+        try:
+            result = run(piece)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            budget.halve(error)
+            waiting = deque(part for other in (piece, *waiting) for part in split(other))
+            continue
+        yield piece, result
 
 
 def is_out_of_memory(error: BaseException) -> bool:
