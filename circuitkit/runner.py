@@ -10,6 +10,7 @@ from typing import Any
 
 from circuitkit.callbacks.base import Callback
 from circuitkit.callbacks.dispatch import Callbacks
+from circuitkit.core.errors import noted
 from circuitkit.core.part import unchanged
 from circuitkit.core.records import RunInfo, Step
 from circuitkit.engine.base import Engine
@@ -81,7 +82,7 @@ class Runner:
         """
         parts = {"task": task, "method": method, "patcher": patcher, "metric": metric}
         name = name or f"{task.name}-{model.name}-{method.name}"
-        with self._closing():
+        with self._closing(name):
             prompts = task.prompts(model.tokenizer, accept=Solves(model) if task.filter else None)
             nodes = engine(model, prompts, patcher, metric, method.universe(model, prompts))
 
@@ -136,13 +137,14 @@ class Runner:
             self.callbacks.notify("on_step", step)
 
     @contextmanager
-    def _closing(self) -> Iterator[None]:
+    def _closing(self, name: str) -> Iterator[None]:
         """Finalizes the loggers, whatever happens; an error is shown to the callbacks first and then raised again."""
         try:
             yield
         except NotNeeded:
             raise
         except BaseException as error:
+            noted(error, f"in the run {name}")
             self.callbacks.notify("on_exception", error)
             self.loggers.finalize("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
             raise

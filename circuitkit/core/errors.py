@@ -38,6 +38,12 @@ class FailedElsewhere(UserError):
     """A run of several processes ended early because of another one, which says why; so this is no failure of its own."""
 
 
+def noted(error: BaseException, text: str) -> None:
+    """Adds to an exception where it happened, for its traceback; Python shows it from 3.11 on."""
+    notes = [*getattr(error, "__notes__", ()), text]
+    error.__notes__ = notes  # type: ignore[attr-defined]  # add_note is newer than 3.10
+
+
 def unknown_choice(what: str, found: object, choices: Iterable[object], remedy: str = "") -> str:
     """The sentence for a name that is not among the known ones.
 

@@ -117,7 +117,7 @@ class _Values:
 
     def _patched(self, sites: tuple[Node, ...], act: Tensor, source: Tensor | None) -> Tensor:
         parts = [None if source is None else source[..., place, :] for place in range(len(sites))]
-        made = [self._patcher.patch(act[..., place, :], part, site) for place, (part, site) in enumerate(zip(parts, sites, strict=True))]
+        made = [self._patcher.value(act[..., place, :], part, site) for place, (part, site) in enumerate(zip(parts, sites, strict=True))]
         return torch.stack(made, -2)
 
 

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
+from circuitkit.core.errors import MeasurementError, noted
 from circuitkit.core.node import Node
 from circuitkit.core.part import Part
 from circuitkit.core.shapes import Acts
@@ -62,3 +63,22 @@ class Patcher(Part):
         Returns:
             A tensor of the shape, dtype and device of ``act``.
         """
+
+    def value(self, act: Acts, source: Acts | None, site: Node) -> Acts:
+        """What ``patch`` gives, looked at; engines call this, authors write ``patch``. Arguments as there.
+
+        Raises:
+            MeasurementError: It gives no tensor like ``act``.
+        """
+        try:
+            found = self.patch(act, source, site)
+        except Exception as error:
+            noted(error, f"{type(self).__name__}.patch failed at {site} (site {site.site}, layer {site.layer}), act {tuple(act.shape)}")
+            raise
+        if found.shape != act.shape or found.dtype != act.dtype or found.device != act.device:
+            raise MeasurementError(
+                f"{type(self).__name__}.patch gave a tensor {tuple(found.shape)} of {found.dtype} on {found.device} for {site}. Expected "
+                f"one like the activation, {tuple(act.shape)} of {act.dtype} on {act.device}: make it with torch.zeros_like(act) or "
+                "`.to(act)`."
+            )
+        return found

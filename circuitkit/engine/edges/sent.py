@@ -100,7 +100,7 @@ class Sent:
         source = self._source(node, sources)
         if source is not None:
             source = source.repeat(len(act) // len(source), *[1] * (source.ndim - 1)) if len(act) != len(source) else source
-        return self._patcher.patch(act, source, node)
+        return self._patcher.value(act, source, node)
 
     def _source(self, node: Node, sources: Sources) -> Tensor | None:
         if sources.embedding is None:

@@ -146,7 +146,7 @@ class ReferenceEdges(EdgeEngine):
 
     def _sent(self, node: Node, seen: Seen) -> Tensor:
         """What the patcher takes a sender to give, in a run."""
-        return self.patcher.patch(_gives(node, seen), None if self._source is None else _gives(node, self._source), node)
+        return self.patcher.value(_gives(node, seen), None if self._source is None else _gives(node, self._source), node)
 
     def _sources(self, rows: slice) -> Seen | None:
         """What the patcher is given for some prompts: the circuit's run on their corrupt twins, or the mean of that over all prompts."""

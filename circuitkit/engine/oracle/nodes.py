@@ -175,7 +175,7 @@ class ReferenceEngine(NodeEngine):
     def _value(self, node: Node, act: Tensor, current: Tensor, sources: dict[Node, Tensor], rows: slice) -> Tensor:
         """The activation after replacing a node, at all positions or only at those that it names."""
         source = sources.get(node.component)
-        value = self.patcher.patch(act, None if source is None else source[rows].to(act.device), node.component)
+        value = self.patcher.value(act, None if source is None else source[rows].to(act.device), node.component)
         if node.span is None:
             return value
         current = current.clone()

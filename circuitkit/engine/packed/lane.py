@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from circuitkit.core.errors import noted
 from circuitkit.core.shapes import Masks
 from circuitkit.engine.packed.layout import Edits, Layout
 from circuitkit.engine.packed.memory import RowBudget, within_memory
@@ -133,8 +134,13 @@ class Lane:
             entry = self.trunk.entry(min(part.start, int(self._layout.first_difference(chosen, self.trunk.mask).min())))
             cut = min(part.cut, int(self._cuts(chosen).min()))
             seen = None if see_mlp is None else see_mlp(part)
-            visit = self._visit(chosen, part.rows, entry, replacements_for(chosen, base), see_mlp=seen, narrow=stop is None, cut=cut)
-            return self._forward(visit, part.rows, len(part.masks), entry=entry, stop=stop, cut=cut)
+            try:
+                visit = self._visit(chosen, part.rows, entry, replacements_for(chosen, base), see_mlp=seen, narrow=stop is None, cut=cut)
+                return self._forward(visit, part.rows, len(part.masks), entry=entry, stop=stop, cut=cut)
+            except Exception as error:
+                noted(error, f"in a pass from layer {entry} over prompts {part.rows.start}-{part.rows.stop - 1} and the masks of "
+                             f"places {part.masks.tolist()[:8]}, the first of which removes {self._layout.removed(chosen[0])}")  # fmt: skip
+                raise
 
         yield from within_memory(packs, run, self._budget, lambda part: part.split(self._budget.rows))
 

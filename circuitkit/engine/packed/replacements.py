@@ -155,7 +155,7 @@ class Replacements:
         if self._patcher.reads_activation:
             assert out is not None
             source = self._source(self._collected.mlps, layer, rows)
-            return self._patcher.patch(out, None if source is None else source.expand_as(out), site)
+            return self._patcher.value(out, None if source is None else source.expand_as(out), site)
         if layer not in self._mlps:
             self._mlps[layer] = self.mlp_from(layer, self._collected.mlps.get(layer))
         return self._pick(self._mlps[layer], rows, axis=self._mlps[layer].ndim - 3)
@@ -174,7 +174,7 @@ class Replacements:
 
     def mlp_from(self, layer: int, source: Float[Tensor, "entry pos d_model"] | None) -> Float[Tensor, "entry pos d_model"]:
         """The values for the MLP of a layer that the patcher makes of a source, for patchers that do not read the activation."""
-        return self._patcher.patch(self._blank(layer, source, (self._model.d_model,)), source, Node.of_mlp(layer))
+        return self._patcher.value(self._blank(layer, source, (self._model.d_model,)), source, Node.of_mlp(layer))
 
     def with_mlps(self, tables: dict[int, Float[Tensor, "mask entry pos d_model"]]) -> Replacements:
         """The same replacements, but with other MLP values for each mask in some layers."""
@@ -187,7 +187,7 @@ class Replacements:
         for head in range(self._model.n_heads):
             act = z[..., head, :]
             values.append(
-                self._patcher.patch(act, None if source is None else source[..., head, :].expand_as(act), Node.of_head(layer, head))
+                self._patcher.value(act, None if source is None else source[..., head, :].expand_as(act), Node.of_head(layer, head))
             )
         return torch.stack(values, -2)
 
