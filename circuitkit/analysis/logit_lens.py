@@ -70,12 +70,10 @@ def logit_lens(model: HookedModel, prompts: PromptSet) -> LogitLens:
     """
     sites = ("input", *(f"{part}{layer}" for layer in range(model.n_layers) for part in "am"))
     rows = RowBudget(model, prompts.n_pos).rows
-    parts = [
-        _judge(model, *columns)
-        for columns in zip(prompts.clean.split(rows), prompts.answers.split(rows), prompts.wrongs.split(rows), strict=True)
-    ]
-    answer, wrong, top = (torch.cat(column, 1) for column in zip(*parts, strict=True))
-    return LogitLens(sites, answer, wrong, top == prompts.answers, top == prompts.wrongs)
+    answers, wrongs = prompts.answers.tokens, prompts.wrongs.tokens
+    columns = zip(prompts.clean.split(rows), answers.split(rows), wrongs.split(rows), strict=True)
+    answer, wrong, top = (torch.cat(column, 1) for column in zip(*(_judge(model, *each) for each in columns), strict=True))
+    return LogitLens(sites, answer, wrong, top == answers, top == wrongs)
 
 
 def _judge(

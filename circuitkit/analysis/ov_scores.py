@@ -108,7 +108,7 @@ def _members(model: HookedModel, prompts: PromptSet) -> _Members:
         raise PromptError("OV scores need prompts whose members are labelled S1, S2, ...; these have no such labels. Use another task.")
     positions = torch.tensor(places)[prompts.groups]
     shown = prompts.clean.gather(1, positions)
-    following = torch.cat([shown[:, 1:], prompts.answers[:, None]], 1)
+    following = torch.cat([shown[:, 1:], prompts.answers.tokens[:, None]], 1)
     rows = RowBudget(model, prompts.n_pos).rows
     resid = [_behind_first_block(model, *part) for part in zip(prompts.clean.split(rows), positions.split(rows), strict=True)]
     return _Members(torch.cat(resid), shown.flatten(), following.flatten())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 
 import torch
 
 from circuitkit.core.errors import PromptError
-from circuitkit.core.prompts import Prompt, PromptSet
+from circuitkit.core.prompts import Answers, Prompt, PromptSet, weighted
+from circuitkit.core.token_sets import TokenSets
 from circuitkit.tasks.base import Tokenizer
 
 
@@ -81,8 +82,8 @@ def encode(prompts: Sequence[Prompt], encoder: Encoder) -> PromptSet:
     return PromptSet(
         clean=torch.tensor(clean),
         corrupt=torch.tensor(corrupt),
-        answers=torch.tensor(answers),
-        wrongs=torch.tensor(wrongs),
+        answers=answers,
+        wrongs=wrongs,
         groups=torch.tensor(groups),
         group_names=names,
         spans={**_positions(prompts, clean, corrupt, names, encoder), "last": (len(clean[0]) - 1,) * len(names)},
@@ -90,73 +91,90 @@ def encode(prompts: Sequence[Prompt], encoder: Encoder) -> PromptSet:
     )
 
 
-def _with_answers(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[list[int]], list[int], list[int]]:
+def _with_answers(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[list[int]], TokenSets, TokenSets]:
     """The prompts, their tokens, and those of the answers and wrong answers, after the shortest move that makes each one token."""
-    shared = commonprefix([text for prompt in prompts for text in (prompt.answer, prompt.wrong)])
+    sets = [(list(prompt.answers), list(prompt.wrongs)) for prompt in prompts]
+    shared = commonprefix([text for both in sets for texts in both for text in texts])
     problems = []
     for cut in range(len(shared) + 1):
-        moved = [_move_to_prompt(prompt, cut) for prompt in prompts]
+        moved = [_move_to_prompt(prompt, shared[:cut]) for prompt in prompts]
         clean = encoder.ids([prompt.clean for prompt in moved])
         try:
-            answers = _next_tokens(moved, clean, [prompt.answer for prompt in moved], encoder)
-            wrongs = _next_tokens(moved, clean, [prompt.wrong for prompt in moved], encoder)
+            answers = _next_tokens(moved, clean, [prompt.answers for prompt in moved], encoder)
+            wrongs = _next_tokens(moved, clean, [prompt.wrongs for prompt in moved], encoder)
         except PromptError as problem:
             problems.append(problem)
             continue
-        for prompt, answer, wrong in zip(moved, answers, wrongs, strict=True):
-            if answer == wrong:
+        for row, (prompt, right, wrong) in enumerate(zip(moved, answers, wrongs, strict=True)):
+            both = [token for token in right if token in wrong]
+            if both:
                 raise PromptError(
-                    "The answer and the wrong answer must be different tokens, but both are "
-                    f"{encoder.show([answer])} behind {prompt.clean!r}. Give another wrong answer."
+                    "Answers and wrong answers must be different tokens, but in both sets is "
+                    f"{encoder.show(both)} behind {prompt.clean!r}. Give another wrong answer.",
+                    row,
                 )
-        return moved, clean, answers, wrongs
+        return moved, clean, TokenSets.of(answers), TokenSets.of(wrongs)
     raise problems[0]  # What is wrong with the prompts as they were given.
 
 
-def _move_to_prompt(prompt: Prompt, n_chars: int) -> Prompt:
-    """The same text with the first characters of the answers in the prompts."""
-    begin = prompt.answer[:n_chars]
-    return replace(
-        prompt,
-        clean=prompt.clean + begin,
-        corrupt=prompt.corrupt + begin,
-        answer=prompt.answer[n_chars:],
-        wrong=prompt.wrong[n_chars:],
-    )
+def _move_to_prompt(prompt: Prompt, begin: str) -> Prompt:
+    """The same text with what all answers begin with in the prompts."""
+
+    def rest(answers: Answers) -> Answers:
+        if isinstance(answers, str):
+            return answers[len(begin) :]
+        return {text[len(begin) :]: weight for text, weight in weighted(answers).items()}
+
+    return replace(prompt, clean=prompt.clean + begin, corrupt=prompt.corrupt + begin, answer=rest(prompt.answer), wrong=rest(prompt.wrong))
 
 
-def _next_tokens(prompts: Sequence[Prompt], clean: list[list[int]], texts: Sequence[str], encoder: Encoder) -> list[int]:
-    """The one token that each text adds to its prompt.
+def _next_tokens(
+    prompts: Sequence[Prompt], clean: list[list[int]], sets: Sequence[Mapping[str, float]], encoder: Encoder
+) -> list[dict[int, float]]:
+    """For each prompt the one token that each of some texts adds to it, with its weight.
 
     Raises:
-        PromptError: It adds none or several, changes the prompt's own tokens, or is unknown to the tokenizer.
+        PromptError: A text adds none or several, changes the prompt's own tokens, or is unknown to the tokenizer.
     """
-    joint = encoder.ids([prompt.clean + text for prompt, text in zip(prompts, texts, strict=True)])
-    for prompt, text, ids, both in zip(prompts, texts, clean, joint, strict=True):
+    found: list[dict[int, float]] = [{} for _ in prompts]
+    asked = [(row, text, weight) for row, texts in enumerate(sets) for text, weight in texts.items()]
+    joint = encoder.ids([prompts[row].clean + text for row, text, _ in asked])
+    for (row, text, weight), both in zip(asked, joint, strict=True):
+        ids, prompt = clean[row], prompts[row]
         added = both[len(ids) :]
         if both[: len(ids)] != ids or len(added) != 1:
             raise PromptError(
                 f"An answer must add exactly one token to its prompt and leave the prompt's own tokens as they are, but {text!r} behind "
                 f"{prompt.clean!r} turns the end {encoder.show(ids[-2:])} into {encoder.show(both[len(ids) - 2 :])}. "
-                "Give another answer (another task, or a shorter range with task.top) or use another model."
+                "Give another answer (another task, or a shorter range with task.top) or use another model.",
+                row,
             )
         if not encoder.knows(added):
             raise PromptError(
                 f"An answer must be in the tokenizer's vocabulary, but {text!r} is unknown to it. Give another answer (another task, or a "
-                "shorter range with task.top) or use another model."
+                "shorter range with task.top) or use another model.",
+                row,
             )
-    return [both[-1] for both in joint]
+        if added[0] in found[row]:
+            raise PromptError(
+                f"Answers must be different tokens, but {text!r} behind {prompt.clean!r} is the same token {encoder.show(added)} as "
+                "another one. Name it once.",
+                row,
+            )
+        found[row][added[0]] = weight
+    return found
 
 
 def _check_lengths(prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]]) -> None:
     usual = Counter(len(ids) for ids in clean).most_common(1)[0][0]
-    for prompt, *pair in zip(prompts, clean, corrupt, strict=True):
+    for row, (prompt, *pair) in enumerate(zip(prompts, clean, corrupt, strict=True)):
         for kind, text, ids in zip(("clean", "corrupt"), (prompt.clean, prompt.corrupt), pair, strict=True):
             if len(ids) != usual:
                 raise PromptError(
                     f"All prompts must have the same number of tokens, which is {usual} here, but the {kind} prompt {text!r} has "
                     f"{len(ids)}. Use members and fillers with equal numbers of tokens: another task or model, a shorter range (task.top), "
-                    "fewer templates (task.templates) or another corruption (task.corruption)."
+                    "fewer templates (task.templates) or another corruption (task.corruption).",
+                    row,
                 )
 
 

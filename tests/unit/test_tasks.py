@@ -184,7 +184,7 @@ def test_answers_are_the_next_token_of_the_joint_tokenization(task, bos, tokeniz
     prompts = task(n=4, bos=bos).prompts(tokenizer)
     begin = [tokenizer.bos_token_id] if bos else []
     for row, item in enumerate(prompts.items):
-        for text, token in ((item.answer, prompts.answers[row]), (item.wrong, prompts.wrongs[row])):
+        for text, token in ((item.answer, prompts.answers.tokens[row]), (item.wrong, prompts.wrongs.tokens[row])):
             assert [*prompts.clean[row].tolist(), token.item()] == begin + ids(tokenizer, item.clean + text, special=bos is None)
         assert prompts.corrupt[row].tolist() == begin + ids(tokenizer, item.corrupt, special=bos is None)
 
@@ -215,8 +215,8 @@ def test_a_token_behind_every_text_is_refused():
 def test_a_space_that_is_a_token_moves_into_the_prompt():
     prompts = tasks.BareNumerals().prompts(LLAMA)
     assert [item.clean for item in prompts.items] == ["1 2 3 4 ", "2 3 4 5 ", "3 4 5 6 ", "4 5 6 7 ", "5 6 7 8 "]
-    assert LLAMA.convert_ids_to_tokens(prompts.answers.tolist()) == ["5", "6", "7", "8", "9"]
-    assert LLAMA.convert_ids_to_tokens(prompts.wrongs.tolist()) == ["4", "5", "6", "7", "8"]
+    assert LLAMA.convert_ids_to_tokens(prompts.answers.tokens.tolist()) == ["5", "6", "7", "8", "9"]
+    assert LLAMA.convert_ids_to_tokens(prompts.wrongs.tokens.tolist()) == ["4", "5", "6", "7", "8"]
     assert all(item.corrupt.endswith(" ") for item in prompts.items)
     assert set(LLAMA.convert_ids_to_tokens(prompts.clean[:, -1].tolist())) == {"▁"}
 
@@ -429,7 +429,7 @@ def test_embedded_models_know_every_task(kind, model):
     tokenizer = AutoTokenizer.from_pretrained(ZOO / model)
     prompts = kind(n=kind().n_starts).prompts(tokenizer)
     assert len(prompts) == kind().n_starts * len(kind().templates)
-    assert {tokenizer.decode([token]) for token in prompts.answers.tolist()} == set(kind().members[kind().length :])
+    assert {tokenizer.decode([token]) for token in prompts.answers.tokens.tolist()} == set(kind().members[kind().length :])
     assert tokenizer.unk_token_id not in torch.cat([prompts.clean, prompts.corrupt])
 
 
@@ -455,7 +455,7 @@ def test_file_is_read_in_its_order(write):
     path = write(LINE | labels, "", second | other, LINE | labels | {"group": "a"})
     prompts = tasks.FromFile(path).prompts(GPT2)
     assert [item.clean for item in prompts.items] == ["one two three", "two three four", "one two three"]
-    assert GPT2.convert_ids_to_tokens(prompts.answers.tolist()) == [" four", " five", " four"]
+    assert GPT2.convert_ids_to_tokens(prompts.answers.tokens.tolist()) == [" four", " five", " four"]
     assert (prompts.group_names, prompts.groups.tolist()) == (("b", "a"), [0, 0, 1])
     assert prompts.spans == {"S1": (0, 0), "S3": (2, 2), "last": (2, 2)}
     assert len(tasks.FromFile(path, n=1).prompts(GPT2)) == 2
@@ -491,7 +491,7 @@ def test_a_bad_line_is_named(bad, message, write):
         ({"corrupt": "two one"}, r"same number of tokens, which is 3 here, but the corrupt prompt 'two one' has 2\. Use members"),
         ({"answer": " seven eight"}, r"must add exactly one token.*' seven eight' behind 'one two three'.*\. Give another answer"),
         ({"answer": " Xyz"}, r"must be in the tokenizer's vocabulary, but ' Xyz' is unknown"),
-        ({"answer": " three"}, r"must be different tokens, but both are \[' three'\] behind 'one two three'\. Give another"),
+        ({"answer": " three"}, r"must be different tokens, but in both sets is \[' three'\] behind 'one two three'\. Give another"),
         ({"labels": {"S1": [0, 3]}}, r"must be in every prompt, clean and corrupt, but 'S1' is not"),
     ],
 )
