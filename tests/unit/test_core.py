@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_for_tests import tiny_prompts
+from models_for_tests import VOCAB, tiny_prompts
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe
