@@ -148,7 +148,7 @@ def _read_slice(model: HookedModel, prompts: PromptSet) -> _States:
         if layer.index == model.n_layers - 1:
             left.append(last(resid + layer.mlp_out))
 
-    logits = model.run(prompts.clean, visit)
+    logits = model.run(prompts.clean, visit, **prompts.padding(slice(0, len(prompts))))
     assert logits is not None
     logits = last(logits).double()
     rows = torch.arange(len(prompts))

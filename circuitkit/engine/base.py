@@ -123,6 +123,7 @@ class Engine(Part):
         self.universe = model.universe if universe is None else universe
         self._baseline: Baseline | None = None
         metric.check(prompts)
+        patcher.check(prompts)
 
     @property
     def batch(self) -> int:

@@ -32,7 +32,7 @@ class Solves:
         accepted = []
         for first in range(0, len(prompts), rows):
             part = prompts.take(range(first, min(first + rows, len(prompts))))
-            logits = self._model.run(part.clean, gather=True)
+            logits = self._model.run(part.clean, gather=True, **part.padding(slice(0, len(part))))
             assert logits is not None
             logs = log_probs(logits[:, -1].float())
             accepted.append((is_top(logs, part.answers) & (mass(logs, part.answers) > 2 * mass(logs, part.wrongs))).cpu())

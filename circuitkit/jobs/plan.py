@@ -18,7 +18,9 @@ from circuitkit.core.errors import ConfigError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.cost import Cost, DryEngine, cost, measured_rates
 from circuitkit.engine.packed.memory import free_bytes
+from circuitkit.jobs.metrics import metric_of
 from circuitkit.methods import EdgePruning, IterativePruning, Method
+from circuitkit.metrics import Metric
 from circuitkit.models import HookedModel, load_shape
 from circuitkit.patchers import Patcher
 from circuitkit.tasks import Task

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from os.path import commonprefix
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from circuitkit.core.errors import PromptError
 from circuitkit.core.prompts import Answers, Prompt, PromptSet, weighted
@@ -63,32 +65,46 @@ class Encoder:
         return "[" + ", ".join(repr(self.tokenizer.decode([token])) for token in tokens) + "]"
 
 
-def encode(prompts: Sequence[Prompt], encoder: Encoder) -> PromptSet:
-    """Tokenizes prompts and finds their answer tokens and labelled positions.
+def encode(prompts: Sequence[Prompt], encoder: Encoder, *, equal: bool = True) -> PromptSet:
+    """Tokenizes prompts and finds their answer tokens and labelled positions. Prompts of different lengths are padded on the left.
 
     An answer is the token that follows the prompt when both are tokenized together. Where the tokenizer makes a token
     of the space before every answer, that space moves into the prompt, so that the last position is the one that predicts the answer.
 
+    Args:
+        prompts: The prompts.
+        encoder: The tokenizer.
+        equal: Refuse prompts of different lengths; False: only twins of different lengths.
+
     Raises:
-        PromptError: No prompts, prompts of unequal length, an answer that is not one token, or a label at several positions.
+        PromptError: No prompts, prompts or twins of unequal length, an answer that is not one token, or a label that lies elsewhere in a
+            twin.
     """
     if not prompts:
         raise PromptError("No prompt is left. Draw more (task.n), relax the filter (task.filter=false) or take another task.")
     prompts, clean, answers, wrongs = _with_answers(prompts, encoder)
     corrupt = encoder.ids([prompt.corrupt for prompt in prompts])
-    _check_lengths(prompts, clean, corrupt)
+    _check_lengths(prompts, clean, corrupt, equal)
+    longest = max(map(len, clean))
+    pads = [longest - len(ids) for ids in clean]
     names = tuple(dict.fromkeys(prompt.group for prompt in prompts))
     groups = [names.index(prompt.group) for prompt in prompts]
     return PromptSet(
-        clean=torch.tensor(clean),
-        corrupt=torch.tensor(corrupt),
+        clean=_padded(clean, longest),
+        corrupt=_padded(corrupt, longest),
         answers=answers,
         wrongs=wrongs,
         groups=torch.tensor(groups),
         group_names=names,
-        spans={**_positions(prompts, clean, corrupt, names, encoder), "last": (len(clean[0]) - 1,) * len(names)},
+        spans={**_positions(prompts, clean, corrupt, encoder), "last": torch.tensor([len(ids) - 1 for ids in clean])},
         items=tuple(prompts),
+        pads=torch.tensor(pads),
     )
+
+
+def _padded(rows: Sequence[list[int]], longest: int) -> Int[Tensor, "prompt pos"]:
+    """Rows of one length. What stands in the padding is of no consequence; 0 is a token of every vocabulary."""
+    return torch.tensor([[0] * (longest - len(ids)) + ids for ids in rows])
 
 
 def _with_answers(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[list[int]], TokenSets, TokenSets]:
@@ -165,7 +181,16 @@ def _next_tokens(
     return found
 
 
-def _check_lengths(prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]]) -> None:
+def _check_lengths(prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]], equal: bool) -> None:
+    for row, (prompt, *pair) in enumerate(zip(prompts, clean, corrupt, strict=True)):
+        if not equal and len(pair[0]) != len(pair[1]):
+            raise PromptError(
+                f"A corrupt prompt must have as many tokens as its clean twin, but {prompt.clean!r} has {len(pair[0])} and "
+                f"{prompt.corrupt!r} has {len(pair[1])}. Use words with equal numbers of tokens in both.",
+                row,
+            )
+    if not equal:
+        return
     usual = Counter(len(ids) for ids in clean).most_common(1)[0][0]
     for row, (prompt, *pair) in enumerate(zip(prompts, clean, corrupt, strict=True)):
         for kind, text, ids in zip(("clean", "corrupt"), (prompt.clean, prompt.corrupt), pair, strict=True):
@@ -179,37 +204,36 @@ def _check_lengths(prompts: Sequence[Prompt], clean: list[list[int]], corrupt: l
 
 
 def _positions(
-    prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]], names: Sequence[str], encoder: Encoder
-) -> dict[str, tuple[int, ...]]:
-    """For each label, the position of its last token in each group."""
+    prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]], encoder: Encoder
+) -> dict[str, Int[Tensor, "prompt"]]:
+    """For each label, which token of each prompt is its last one."""
     positions = {}
     for label in dict.fromkeys(label for prompt in prompts for label in (*prompt.spans, *prompt.corrupt_spans)):
-        if any(label not in spans for prompt in prompts for spans in (prompt.spans, prompt.corrupt_spans)):
-            raise PromptError(f"A label must be in every prompt, clean and corrupt, but {label!r} is not. Add it everywhere or drop it.")
-        found: dict[str, set[int]] = {name: set() for name in names}
-        for texts, rows in (
-            ([prompt.clean[: prompt.spans[label][1]] for prompt in prompts], clean),
-            ([prompt.corrupt[: prompt.corrupt_spans[label][1]] for prompt in prompts], corrupt),
-        ):
-            for prompt, place in zip(prompts, _last_places(label, texts, rows, encoder), strict=True):
-                found[prompt.group].add(place)
-        for name, places in found.items():
-            if len(places) > 1:
+        for row, prompt in enumerate(prompts):
+            if label not in prompt.spans or label not in prompt.corrupt_spans:
                 raise PromptError(
-                    f"A label must lie at the same position in all prompts of a group, but {label!r} lies at {sorted(places)} in group "
-                    f"{name!r}. Use groups whose prompts have equal numbers of tokens before it."
+                    f"A label must be in every prompt, clean and corrupt, but {label!r} is not. Add it everywhere or drop it.", row
                 )
-        positions[label] = tuple(places.pop() for places in found.values())
+        places = _last_places(label, [prompt.clean[: prompt.spans[label][1]] for prompt in prompts], clean, encoder)
+        twins = _last_places(label, [prompt.corrupt[: prompt.corrupt_spans[label][1]] for prompt in prompts], corrupt, encoder)
+        for row, (place, twin) in enumerate(zip(places, twins, strict=True)):
+            if place != twin:
+                raise PromptError(
+                    f"A label must lie at the same position in a corrupt prompt as in its clean twin, but {label!r} lies at {place} in "
+                    f"{prompts[row].clean!r} and at {twin} in {prompts[row].corrupt!r}. Use words with equal numbers of tokens before it.",
+                    row,
+                )
+        positions[label] = torch.tensor(places)
     return positions
 
 
 def _last_places(label: str, texts: Sequence[str], rows: Sequence[list[int]], encoder: Encoder) -> list[int]:
     """Where in each row of tokens the beginning of its prompt, up to the end of a label, ends."""
     places = []
-    for text, ids, row in zip(texts, encoder.ids(texts), rows, strict=True):
+    for which, (text, ids, row) in enumerate(zip(texts, encoder.ids(texts), rows, strict=True)):
         # The last token may reach past the label; the tokens before it must be the same ones.
         if not ids or ids[:-1] != row[: len(ids) - 1]:
             raise PromptError(f"A label must end where a token ends, but {text!r}, up to {label!r}, has other tokens alone than within its "
-                              "prompt. Put the label on whole words.")  # fmt: skip
+                              "prompt. Put the label on whole words.", which)  # fmt: skip
         places.append(len(ids) - 1)
     return places

@@ -28,7 +28,7 @@ class FromFile(Task):
     appended to the prompt, so usually with a space before them. Each of the two may be several: a list of texts that count alike, or an
     object from texts to the weights that their probabilities count with. ``group`` names the template (``all`` if not given), ``labels``
     gives labels to pieces of the clean text as ``{"S1": [start, end]}``, and ``corrupt_labels`` does so for the corrupt text where
-    they lie elsewhere.
+    they lie elsewhere. Prompts may differ in length, a corrupt prompt from its clean twin may not.
 
     Attributes:
         path: The file.
@@ -53,7 +53,7 @@ class FromFile(Task):
             raise ConfigError(f"task.n, the number of prompts a group, must be 1 or more, or null for all; found {n}.")
         lines, read = self._read()
         try:
-            prompts = encode(read, Encoder(tokenizer, self.bos))
+            prompts = encode(read, Encoder(tokenizer, self.bos), equal=False)
         except PromptError as problem:
             if problem.row is None:
                 raise

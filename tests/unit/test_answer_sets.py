@@ -206,7 +206,8 @@ def test_sets_from_a_file(tmp_path):
         ({"answer": [" 4", " 3"]}, r"Answers and wrong answers must be different tokens, but in both sets is \['3'\]"),
         ({"answer": [" 4", " 5 6"]}, r"must add exactly one token to its prompt"),
         ({"answer": " 7"}, r"must be in the tokenizer's vocabulary|must add exactly one token"),
-        ({"clean": "1 2 3 4", "corrupt": "1 1 1 1"}, "same number of tokens"),
+        ({"corrupt": "1 1 1 1"}, "as many tokens as its clean twin, but '1 2 3' has 3 and '1 1 1 1' has 4"),
+        ({"labels": {"S1": [0, 1]}}, "must be in every prompt"),
     ],
 )
 def test_errors_say_which_line(tmp_path, change, sentence):

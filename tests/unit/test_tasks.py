@@ -233,7 +233,7 @@ def test_labels_are_at_the_last_token_of_their_member(task, tokenizer):
             for label, (start, end) in spans.items():
                 token = tokenizer.convert_ids_to_tokens(table[row, prompts.position(label, group)].item())
                 assert token.strip(" ▁") == text[start:end]
-    assert prompts.spans["last"] == (prompts.n_pos - 1,) * len(prompts.group_names)
+    assert prompts.spans["last"].tolist() == [prompts.n_pos - 1] * len(prompts)
 
 
 def test_fillers_that_break_the_length_are_dropped():
@@ -457,7 +457,7 @@ def test_file_is_read_in_its_order(write):
     assert [item.clean for item in prompts.items] == ["one two three", "two three four", "one two three"]
     assert GPT2.convert_ids_to_tokens(prompts.answers.tokens.tolist()) == [" four", " five", " four"]
     assert (prompts.group_names, prompts.groups.tolist()) == (("b", "a"), [0, 0, 1])
-    assert prompts.spans == {"S1": (0, 0), "S3": (2, 2), "last": (2, 2)}
+    assert {label: places.tolist() for label, places in prompts.spans.items()} == {"S1": [0] * 3, "S3": [2] * 3, "last": [2] * 3}
     assert len(tasks.FromFile(path, n=1).prompts(GPT2)) == 2
     passed = tasks.FromFile(path, n=1).prompts(GPT2, accept=lambda each: torch.tensor([False, True, True]))
     assert [item.clean for item in passed.items] == ["two three four", "one two three"]
@@ -488,7 +488,7 @@ def test_a_bad_line_is_named(bad, message, write):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({"corrupt": "two one"}, r"same number of tokens, which is 3 here, but the corrupt prompt 'two one' has 2\. Use members"),
+        ({"corrupt": "two one"}, r"as many tokens as its clean twin, but 'one two three' has 3 and 'two one' has 2\. Use words"),
         ({"answer": " seven eight"}, r"must add exactly one token.*' seven eight' behind 'one two three'.*\. Give another answer"),
         ({"answer": " Xyz"}, r"must be in the tokenizer's vocabulary, but ' Xyz' is unknown"),
         ({"answer": " three"}, r"must be different tokens, but in both sets is \[' three'\] behind 'one two three'\. Give another"),
@@ -505,12 +505,18 @@ def test_no_prompts_are_no_set():
         encode([], Encoder(GPT2))
 
 
-def test_a_label_at_several_positions_is_refused(write):
+def test_labels_are_per_prompt_but_the_same_in_twins(write):
     lines = [LINE | {"labels": {"it": [0, 3]}}, LINE | {"labels": {"it": [4, 7]}}]
+    prompts = tasks.FromFile(write(*lines)).prompts(GPT2)
+    assert prompts.places("it").tolist() == [0, 1]
+    with pytest.raises(PromptError, match=r"'it' on the same token in all prompts of group 'all', found it on \[0, 1\]\. Use groups"):
+        prompts.position("it", 0)
     with pytest.raises(
-        PromptError, match=r"same position in all prompts of a group, but 'it' lies at \[0, 1\] in group 'all'\. Use groups"
+        PromptError, match=r"^Line 2 of .*same position in a corrupt prompt as in its clean twin, but 'it' lies at 1 in 'one"
     ):
-        tasks.FromFile(write(*lines)).prompts(GPT2)
+        tasks.FromFile(
+            write(LINE | {"labels": {"it": [0, 3]}}, LINE | {"labels": {"it": [4, 7]}, "corrupt_labels": {"it": [0, 3]}})
+        ).prompts(GPT2)
 
 
 def test_a_label_within_a_token_is_refused(write):
