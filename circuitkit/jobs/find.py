@@ -91,7 +91,7 @@ def check_parts(config: DictConfig) -> None:
     build(config.task, Task)
     build(config.method, Method)
     build(config.patcher, Patcher)
-    build(config.metric, Metric)
+    metric_of(config)
     build(config.engine, Engine)
     build_each(config.logger, Logger)
     build_each(OmegaConf.select(config, "callback"), Callback)

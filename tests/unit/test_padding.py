@@ -19,9 +19,7 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError, PromptError
 from circuitkit.core.prompts import Prompt, PromptSet
 from circuitkit.core.universe import Universe
-from circuitkit.engine.edges.engine import PackedEdges
 from circuitkit.engine.filtering import Solves
-from circuitkit.engine.oracle.edges import ReferenceEdges
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.engine.proof.doctor import Patient, examine
@@ -144,20 +142,21 @@ def test_a_shared_prefix_is_not_computed_again_behind_padding():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gpt_neox_parallel", "llama", "qwen3"])
-@pytest.mark.parametrize(("level", "mlps"), [("edge", "recompute"), ("edge_qkv", "freeze")])
-def test_edges_are_the_naive_path_without_padding(family, level, mlps):
-    model, prompts = shared_model(family), ragged([4, 7, 5], [0, 1, 2])
+@pytest.mark.parametrize(
+    ("level", "mlps", "patcher"), [("edge", "recompute", Resample()), ("edge_qkv", "freeze", Mean(pool="group")), ("edge", "freeze", Zero())]
+)
+def test_edges_are_the_naive_path_without_padding(family, level, mlps, patcher):
+    model, prompts = shared_model(family), ragged([4, 7, 5, 4], [0, 1, 2, 0])
     circuit = Circuit(tuple(node for place, node in enumerate(model.universe.nodes) if place % 3), model.n_layers, model.n_heads)
-    edges = PackedEdges(PackedEngine(model, prompts, Resample(), LogitDiff()), circuit, level=level, mlps=mlps)
+    edges = PackedEngine(model, prompts, patcher, LogitDiff()).edges(circuit, level=level, mlps=mlps)
     wanted = list(edges.universe.edges)[::3]
     masks = random_masks(3, len(edges.universe), keep=0.8)
     alone, whole = edges.alone(wanted), edges.score(masks)
-    for row in range(3):
-        engine = ReferenceEngine(model, prompts.take([row]), Resample(), LogitDiff())
-        naive = ReferenceEdges(engine, circuit, level=level, mlps=mlps)
-        torch.testing.assert_close(alone[:, row], naive.alone(wanted)[:, 0], rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(whole[:, row], naive.score(masks)[:, 0], rtol=1e-4, atol=2e-5)
-    both = ReferenceEdges(ReferenceEngine(model, prompts, Resample(), LogitDiff()), circuit, level=level, mlps=mlps)
+    for rows in parts(prompts, patcher):
+        naive = ReferenceEngine(model, prompts.take(rows), patcher, LogitDiff()).edges(circuit, level=level, mlps=mlps)
+        torch.testing.assert_close(alone[:, rows], naive.alone(wanted), rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(whole[:, rows], naive.score(masks), rtol=1e-4, atol=2e-5)
+    both = ReferenceEngine(model, prompts, patcher, LogitDiff()).edges(circuit, level=level, mlps=mlps)
     torch.testing.assert_close(both.alone(wanted), alone, rtol=1e-4, atol=2e-5)
 
 
