@@ -79,6 +79,7 @@ def run_info(name: str, engine: Engine, parts: Mapping[str, Any], settings: Mapp
         "model": loaded | {"fingerprint": model.fingerprint(), "config": _config_hash(model)},
         "prompts_hash": engine.prompts.content_hash(),
         "n_prompts": len(engine.prompts),
+        "score": {"zero": engine.metric.floor.value, "formula": engine.metric.floor.formula},
         "versions": versions(),
         "code": dict(exact.code),
         "files": dict(exact.files),

@@ -304,7 +304,7 @@ class MetricConformance(_PartConformance):
     def test_an_untouched_model_is_the_best_or_the_zero_of_a_distance(self) -> None:
         """A metric where less is better, compared with the untouched model, is least for it."""
         metric = self.make()
-        if metric.name == "kl" or (not metric.higher_is_better and metric.floor.value == "patched"):
+        if metric.name == "kl" or (not metric.higher_is_better and metric.floor.value == "ablated"):
             logits, prompts, clean = self._case()
             assert (metric.score(logits, prompts, clean_logits=logits) <= metric.score(logits, prompts, clean_logits=clean) + 1e-6).all()
 
@@ -324,7 +324,7 @@ class TaskConformance(_PartConformance):
         """Equal lengths, answers that differ from the wrong ones, and groups that have names."""
         prompts = self._prompts(n=8)
         assert prompts.clean.shape == prompts.corrupt.shape and prompts.clean.dtype == torch.int64
-        assert (prompts.answers != prompts.wrongs).all(), "an answer is its own wrong answer"
+        assert not prompts.answers.shared(prompts.wrongs).any(), "an answer is its own wrong answer"
         assert 0 <= int(prompts.groups.min()) and int(prompts.groups.max()) < len(prompts.group_names)
         assert not prompts.items or len(prompts.items) == len(prompts)
 
@@ -349,9 +349,9 @@ class TaskConformance(_PartConformance):
         task = self.make()
         if not getattr(task, "filter", False):
             return
-        refused = self._prompts(n=8).answers[0]
-        kept = task.prompts(self.tokenizer(), n=8, accept=lambda prompts: prompts.answers != refused)
-        assert (kept.answers != refused).all()
+        refused = self._prompts(n=8).answers.ids[0, 0]
+        kept = task.prompts(self.tokenizer(), n=8, accept=lambda prompts: prompts.answers.ids[:, 0] != refused)
+        assert (kept.answers.ids[:, 0] != refused).all()
 
 
 class MethodConformance(_PartConformance):

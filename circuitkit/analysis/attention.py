@@ -46,15 +46,21 @@ def mean_patterns(model: HookedModel, prompts: PromptSet) -> tuple[MeanPattern, 
 
     Args:
         model: The model, with any implementation of attention.
-        prompts: The prompts; labels lie at the same positions within a group.
+        prompts: The prompts; of one length within a group, with labels at the same positions.
+
+    Raises:
+        PromptError: Prompts of a group differ in length, or in the position of a label.
     """
     found = []
     with eager_attention(model):
         for group, name in enumerate(prompts.group_names):
-            ids = prompts.clean[prompts.groups == group]
-            if not len(ids):
+            of_group = prompts.groups == group
+            if not of_group.any():
                 continue
-            total = torch.zeros(model.n_layers, model.n_heads, prompts.n_pos, prompts.n_pos)
+            members = prompts.take(of_group)
+            members.require_equal_lengths(f"The mean pattern of group {name!r}", "Give prompts of other lengths groups of their own.")
+            ids = members.clean
+            total = torch.zeros(model.n_layers, model.n_heads, members.n_pos, members.n_pos)
             for part in ids.split(RowBudget(model, prompts.n_pos).rows):
                 total += attention_patterns(model, part).sum(1).cpu()
             labels = {label: prompts.position(label, group) for label in (*prompts.spans, "last")}

@@ -148,11 +148,11 @@ def _read_slice(model: HookedModel, prompts: PromptSet) -> _States:
         if layer.index == model.n_layers - 1:
             left.append(last(resid + layer.mlp_out))
 
-    logits = model.run(prompts.clean, visit)
+    logits = model.run(prompts.clean, visit, **prompts.padding(slice(0, len(prompts))))
     assert logits is not None
     logits = last(logits).double()
     rows = torch.arange(len(prompts))
-    differences = logits[rows, prompts.answers] - logits[rows, prompts.wrongs]
+    differences = logits[rows, prompts.answers.tokens] - logits[rows, prompts.wrongs.tokens]
     return _States(entered[0], torch.stack(z), torch.stack(mlp_out), left[0], differences, logits.std().item())
 
 
@@ -161,7 +161,7 @@ def _readout(
 ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, "prompt"]]:
     """What each dimension of the stream adds to answer minus wrong answer, the scale of the norm held; and what the biases add."""
     norm, head = model.hf.get_submodule(model.architecture.final_norm), model.hf.get_output_embeddings()
-    answers, wrongs = (column.to(head.weight.device) for column in (prompts.answers, prompts.wrongs))
+    answers, wrongs = (column.to(head.weight.device) for column in (prompts.answers.tokens, prompts.wrongs.tokens))
 
     def between(table: Tensor) -> Tensor:
         return table.detach()[answers].cpu().double() - table.detach()[wrongs].cpu().double()

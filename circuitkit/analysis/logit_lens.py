@@ -70,18 +70,14 @@ def logit_lens(model: HookedModel, prompts: PromptSet) -> LogitLens:
     """
     sites = ("input", *(f"{part}{layer}" for layer in range(model.n_layers) for part in "am"))
     rows = RowBudget(model, prompts.n_pos).rows
-    parts = [
-        _judge(model, *columns)
-        for columns in zip(prompts.clean.split(rows), prompts.answers.split(rows), prompts.wrongs.split(rows), strict=True)
-    ]
+    parts = [_judge(model, prompts.take(part)) for part in torch.arange(len(prompts)).split(rows)]
     answer, wrong, top = (torch.cat(column, 1) for column in zip(*parts, strict=True))
-    return LogitLens(sites, answer, wrong, top == prompts.answers, top == prompts.wrongs)
+    return LogitLens(sites, answer, wrong, top == prompts.answers.tokens, top == prompts.wrongs.tokens)
 
 
-def _judge(
-    model: HookedModel, ids: Int[Tensor, "row pos"], answers: Int[Tensor, "row"], wrongs: Int[Tensor, "row"]
-) -> tuple[Float[Tensor, "site row"], Float[Tensor, "site row"], Int[Tensor, "site row"]]:
+def _judge(model: HookedModel, prompts: PromptSet) -> tuple[Float[Tensor, "site row"], Float[Tensor, "site row"], Int[Tensor, "site row"]]:
     """Logits of the two tokens, and the most likely token, at each site."""
+    answers, wrongs = prompts.answers.tokens, prompts.wrongs.tokens
     states: list[Tensor] = []
 
     def visit(layer: Layer) -> None:
@@ -90,7 +86,7 @@ def _judge(
         between = layer.resid + layer.attention_out if model.is_parallel else layer.mlp_norm_in
         states.append(between[:, -1:])
 
-    final = model.run(ids, visit)
+    final = model.run(prompts.clean, visit, **prompts.padding(slice(0, len(prompts))))
     assert final is not None
     answer, wrong, top = [], [], []
     for state in (*states, None):

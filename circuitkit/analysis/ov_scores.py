@@ -102,29 +102,33 @@ class _Members(NamedTuple):
 
 
 def _members(model: HookedModel, prompts: PromptSet) -> _Members:
-    labels = [{label: places[group] for label, places in prompts.spans.items()} for group in range(len(prompts.group_names))]
-    places = [member_positions(each).get(ASKED, []) for each in labels]
-    if not places[0]:
+    names = list(prompts.spans)
+    places = member_positions({name: place for place, name in enumerate(names)}).get(ASKED, [])
+    if not places:
         raise PromptError("OV scores need prompts whose members are labelled S1, S2, ...; these have no such labels. Use another task.")
-    positions = torch.tensor(places)[prompts.groups]
+    labels = [names[place] for place in places]
+
+    def columns(prompts: PromptSet) -> Int[Tensor, "prompt member"]:
+        return torch.stack([prompts.columns(label) for label in labels], 1)
+
+    positions = columns(prompts)
     shown = prompts.clean.gather(1, positions)
-    following = torch.cat([shown[:, 1:], prompts.answers[:, None]], 1)
+    following = torch.cat([shown[:, 1:], prompts.answers.tokens[:, None]], 1)
     rows = RowBudget(model, prompts.n_pos).rows
-    resid = [_behind_first_block(model, *part) for part in zip(prompts.clean.split(rows), positions.split(rows), strict=True)]
+    parts = [prompts.take(part) for part in torch.arange(len(prompts)).split(rows)]
+    resid = [_behind_first_block(model, part, columns(part)) for part in parts]
     return _Members(torch.cat(resid), shown.flatten(), following.flatten())
 
 
-def _behind_first_block(
-    model: HookedModel, ids: Int[Tensor, "row pos"], positions: Int[Tensor, "row member"]
-) -> Float[Tensor, "sample d_model"]:
+def _behind_first_block(model: HookedModel, prompts: PromptSet, positions: Int[Tensor, "row member"]) -> Float[Tensor, "sample d_model"]:
     states: list[Tensor] = []
 
     def visit(layer: Layer) -> None:
         if layer.index == 1:
             states.append(layer.resid.cpu())
 
-    model.run(ids, visit, stop=1)
-    return states[0][torch.arange(len(ids))[:, None], positions].flatten(0, 1)
+    model.run(prompts.clean, visit, stop=1, **prompts.padding(slice(0, len(prompts))))
+    return states[0][torch.arange(len(prompts))[:, None], positions].flatten(0, 1)
 
 
 def _head_outputs(model: HookedModel, layer: int, resid: Float[Tensor, "sample d_model"]) -> Float[Tensor, "head sample d_model"]:

@@ -23,7 +23,15 @@ class ModelError(UserError):
 
 
 class PromptError(UserError):
-    """Prompts that the method cannot be applied to."""
+    """Prompts that the method cannot be applied to.
+
+    Attributes:
+        row: Which prompt is to blame, in the order given; None if it is none in particular.
+    """
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class CircuitError(UserError):

@@ -6,14 +6,38 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitkit.core.errors import PromptError
+from circuitkit.core.token_sets import TokenSets
 
 _NUMBER = re.compile(r"-?[0-9]+")
+
+Answers = str | Sequence[str] | Mapping[str, float]
+"""An answer as text, several that count alike, or several with the weight that the probability of each counts with."""
+
+
+def weighted(answers: Answers) -> dict[str, float]:
+    """Each answer with its weight, which is 1 where none is given.
+
+    Raises:
+        PromptError: An answer is named twice, or a weight is no number above 0.
+    """
+    if isinstance(answers, str):
+        return {answers: 1.0}
+    if isinstance(answers, Mapping):
+        for text, weight in answers.items():
+            if not 0 < weight < float("inf"):
+                raise PromptError(f"The weight of an answer must be a number above 0, found {weight} for {text!r}. Leave out what is none.")
+        return {text: float(weight) for text, weight in answers.items()}
+    found = dict.fromkeys(answers, 1.0)
+    if len(found) < len(answers):
+        raise PromptError(f"An answer may be named once per prompt, found {list(answers)}. Give a weight to what counts for more.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -23,8 +47,8 @@ class Prompt:
     Attributes:
         clean: The prompt.
         corrupt: The same prompt with the signal removed; same number of tokens.
-        answer: The text that should follow the clean prompt, as it would be appended to it.
-        wrong: The text of the runner-up (the last shown member), likewise.
+        answer: The text that should follow the clean prompt, as it would be appended to it; or several, with or without weights.
+        wrong: The text of the runner-up (the last shown member), likewise; or several.
         group: Name of the template, the unit over which means may be taken.
         stratum: What the draw is balanced over, such as the first member.
         spans: Label to (start, end) in the clean text, end exclusive, such as ``{"S1": (12, 15)}``.
@@ -33,41 +57,81 @@ class Prompt:
 
     clean: str
     corrupt: str
-    answer: str
-    wrong: str
+    answer: Answers
+    wrong: Answers
     group: str = "all"
     stratum: str = ""
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     corrupt_spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
+    @property
+    def answers(self) -> dict[str, float]:
+        """The answers with their weights."""
+        return weighted(self.answer)
 
-@dataclass(frozen=True)
+    @property
+    def wrongs(self) -> dict[str, float]:
+        """The wrong answers with their weights."""
+        return weighted(self.wrong)
+
+
+@dataclass(frozen=True, init=False)
 class PromptSet:
-    """A batch of clean and corrupt prompts of equal length. The scored position is always the last one.
+    """A batch of clean and corrupt prompts. The scored position is always the last one.
+
+    A corrupt prompt is as long as its clean twin. Where pairs differ in length, the shorter rows are padded on the left, so that the last
+    column is the last token of every row.
 
     Attributes:
         clean: Token ids of the clean prompts.
         corrupt: Token ids of the corrupt prompts, row by row the twins of ``clean``.
-        answers: Token that should come next.
-        wrongs: Token of the runner-up.
+        answers: Tokens that should come next, a weighted set per prompt.
+        wrongs: Tokens that should not, likewise: the runner-up.
         groups: Template of each prompt, as an index into ``group_names``.
         group_names: Names of the templates.
-        texts: The prompts as text.
-        spans: Label to position, for labels that lie at the same positions in a group:
-            ``spans[label][group]`` is a position. ``last`` is always there.
+        spans: Label to the token that it is on in each prompt, counted from the prompt's own first one. ``last`` is always there.
         items: The prompts as they were before tokenization.
+        pads: How many columns of padding each row begins with.
     """
 
     clean: Int[Tensor, "prompt pos"]
     corrupt: Int[Tensor, "prompt pos"]
-    answers: Int[Tensor, "prompt"]
-    wrongs: Int[Tensor, "prompt"]
+    answers: TokenSets
+    wrongs: TokenSets
     groups: Int[Tensor, "prompt"]
     group_names: tuple[str, ...] = ("all",)
-    spans: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    spans: Mapping[str, Int[Tensor, "prompt"]] = field(default_factory=dict)
     items: tuple[Prompt, ...] = ()
+    pads: Int[Tensor, "prompt"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        clean: Int[Tensor, "prompt pos"],
+        corrupt: Int[Tensor, "prompt pos"],
+        answers: TokenSets | Int[Tensor, "prompt"],
+        wrongs: TokenSets | Int[Tensor, "prompt"],
+        groups: Int[Tensor, "prompt"],
+        group_names: tuple[str, ...] = ("all",),
+        spans: Mapping[str, tuple[int, ...] | Int[Tensor, "prompt"]] | None = None,
+        items: tuple[Prompt, ...] = (),
+        pads: Int[Tensor, "prompt"] | None = None,
+    ) -> None:
+        """Takes the columns. Answers and wrong answers may be given as one token per prompt, and the positions of a label as one per group.
+
+        Raises:
+            PromptError: Columns of different lengths, no prompt, padding that differs between twins or leaves no token, or an answer that
+                is a wrong answer too.
+        """
+        sets = [each if isinstance(each, TokenSets) else TokenSets.single(each) for each in (answers, wrongs)]
+        given = {"clean": clean, "corrupt": corrupt, "answers": sets[0], "wrongs": sets[1], "groups": groups}
+        pads = torch.zeros(len(clean), dtype=torch.long) if pads is None else pads
+        for name, value in {**given, "group_names": group_names, "spans": {}, "items": items, "pads": pads}.items():
+            object.__setattr__(self, name, value)
+        self._check()
+        places = {label: torch.tensor(at)[groups] if isinstance(at, tuple) else at for label, at in (spans or {}).items()}
+        object.__setattr__(self, "spans", places)
+
+    def _check(self) -> None:
         if self.clean.ndim != 2 or self.clean.shape != self.corrupt.shape:
             raise PromptError(
                 f"Clean and corrupt prompts must be two tables of equal size, found {tuple(self.clean.shape)} and "
@@ -79,46 +143,135 @@ class PromptSet:
                               f"{len(self.wrongs)} and {len(self.groups)}.")  # fmt: skip
         if n == 0:
             raise PromptError("No prompt is left. Draw more (task.n), relax the filter (task.filter=false) or take another task.")
+        padding = torch.arange(self.n_pos) < self.pads[:, None]
+        if len(self.pads) != n or (self.pads >= self.n_pos).any() or (self.clean != self.corrupt)[padding].any():
+            raise PromptError(
+                f"{n} prompts need {n} numbers of padding columns, each less than the {self.n_pos} columns, with the same padding in clean "
+                f"and corrupt twins; found {len(self.pads)} numbers, of {int(self.pads.min())} to {int(self.pads.max())}."
+            )
+        shared = self.answers.shared(self.wrongs)
+        if shared.any():
+            row = int(shared.int().argmax())
+            raise PromptError(
+                f"Answers and wrong answers must be different tokens, but {int(shared.sum())} of {n} prompts have a token in both sets, "
+                f"the first in row {row}: answers {self.answers.ids[row].tolist()}, wrong answers {self.wrongs.ids[row].tolist()}. Leave "
+                "it out of one of them."
+            )
 
     def __len__(self) -> int:
         return len(self.clean)
 
     @property
     def n_pos(self) -> int:
-        """Number of tokens a prompt."""
+        """Number of columns: of tokens of the longest prompt."""
         return self.clean.shape[1]
+
+    @property
+    def lengths(self) -> Int[Tensor, "prompt"]:
+        """Number of tokens of each prompt."""
+        return self.n_pos - self.pads
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether prompts differ in length."""
+        return bool(self.pads.any())
+
+    def padding(self, rows: slice, copies: int = 1, cut: int = 0) -> dict[str, Any]:
+        """What a forward pass has to be told so that padding counts for nothing; nothing if these rows have none.
+
+        Args:
+            rows: The prompts of the pass.
+            copies: How often the pass has each of them; its rows are copies x prompts.
+            cut: First column that the pass computes; keys and values of those before are given to it.
+
+        Returns:
+            Empty, or ``attention_mask`` over all columns and ``position_ids`` of those that are computed.
+        """
+        pads = self.pads[rows, None]
+        if not pads.any():
+            return {}
+        places = torch.arange(self.n_pos) - pads
+        return {
+            "attention_mask": (places >= 0).long().repeat(copies, 1),
+            "position_ids": places.clamp(min=0)[:, cut:].repeat(copies, 1),
+        }
+
+    def require_equal_lengths(self, what: str, remedy: str) -> None:
+        """Refuses prompts of different lengths.
+
+        Args:
+            what: What needs equal lengths, as the subject of a sentence.
+            remedy: What to do, as a sentence.
+
+        Raises:
+            PromptError: Lengths differ.
+        """
+        if self.is_padded:
+            shortest, longest = int(self.lengths.min()), int(self.lengths.max())
+            raise PromptError(f"{what} needs prompts of the same number of tokens, and these have {shortest} to {longest}. {remedy}")
 
     def take(self, rows: Int[Tensor, "row"] | Bool[Tensor, "prompt"] | Sequence[int]) -> PromptSet:
         """The prompts at these rows, or where a boolean column is True."""
         rows = torch.as_tensor(rows)
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows.long()
-        columns = {name: getattr(self, name)[rows] for name in ("clean", "corrupt", "answers", "wrongs", "groups")}
-        items = tuple(self.items[row] for row in rows.tolist()) if self.items else ()
-        return replace(self, items=items, **columns)
+        if not len(rows):
+            raise PromptError("No prompt is left. Draw more (task.n), relax the filter (task.filter=false) or take another task.")
+        first = int(self.pads[rows].min())  # columns that are padding in all of them go
+        return replace(
+            self,
+            clean=self.clean[rows, first:],
+            corrupt=self.corrupt[rows, first:],
+            answers=self.answers.take(rows),
+            wrongs=self.wrongs.take(rows),
+            groups=self.groups[rows],
+            spans={label: places[rows] for label, places in self.spans.items()},
+            items=tuple(self.items[row] for row in rows.tolist()) if self.items else (),
+            pads=self.pads[rows] - first,
+        )
 
-    def position(self, span: str, group: int) -> int:
-        """Position of a label, or of a number given as text, in one group.
+    def places(self, span: str) -> Int[Tensor, "prompt"]:
+        """On which of its own tokens each prompt has a label, or a number given as text (negative ones count from the end).
 
         Raises:
-            PromptError: No such label, or a number outside of the prompt.
+            PromptError: No such label, or a number outside of a prompt.
         """
         if span == "last":
-            return self.n_pos - 1
+            return self.lengths - 1
         if _NUMBER.fullmatch(span):
-            position = int(span)
-            if -self.n_pos <= position < self.n_pos:
-                return position % self.n_pos
-            raise PromptError(f"Position {position} is outside of prompts with {self.n_pos} tokens (0-{self.n_pos - 1}).")
+            place, shortest = int(span), int(self.lengths.min())
+            if -shortest <= place < shortest:
+                return place % self.lengths
+            raise PromptError(f"Position {place} is outside of prompts with {shortest} tokens (0-{shortest - 1}).")
         if span not in self.spans:
             known = ", ".join(sorted({*self.spans, "last"}))
             raise PromptError(f"These prompts have no position labelled {span!r}. Choices: {known}, or a number.")
-        return self.spans[span][group]
+        return self.spans[span]
+
+    def columns(self, span: str) -> Int[Tensor, "prompt"]:
+        """The same as columns of the tables. Raises as ``places``."""
+        return self.places(span) + self.pads
+
+    def position(self, span: str, group: int) -> int:
+        """On which token all prompts of a group have a label.
+
+        Raises:
+            PromptError: They have it on different ones, or as ``places``.
+        """
+        found = self.places(span)[self.groups == group].unique().tolist()
+        if len(found) != 1:
+            raise PromptError(
+                f"Expected {span!r} on the same token in all prompts of group {self.group_names[group]!r}, found it on {found}. Use groups "
+                "whose prompts have equal numbers of tokens before it."
+            )
+        return found[0]
 
     def content_hash(self) -> str:
         """SHA-256 of everything that a score can depend on."""
         digest = hashlib.sha256()
-        for column in (self.clean, self.corrupt, self.answers, self.wrongs, self.groups):
+        for column in (self.clean, self.corrupt, self.groups, self.pads):
             digest.update(str(tuple(column.shape)).encode())
             digest.update(column.to(torch.int64).cpu().contiguous().numpy().tobytes())
-        digest.update(repr(sorted((label, tuple(places)) for label, places in self.spans.items())).encode())
+        self.answers.update(digest)
+        self.wrongs.update(digest)
+        digest.update(repr(sorted((label, places.tolist()) for label, places in self.spans.items())).encode())
         return digest.hexdigest()

@@ -8,8 +8,11 @@ from torch import Tensor
 Logits = Float[Tensor, "*mask prompt d_vocab"]
 """Next-token logits at the last position, float32."""
 
+CleanLogits = Float[Tensor, "prompt d_vocab"]
+"""Those of the untouched model, which no mask leads."""
+
 Values = Float[Tensor, "*mask prompt"]
-"""One number a prompt, for each mask."""
+"""One number per prompt, for each mask."""
 
 Masks = Bool[Tensor, "mask node"]
 """One row a mask; True = in the circuit = left as the clean run computes it."""

@@ -17,7 +17,7 @@ from circuitkit.core.errors import MeasurementError
 from circuitkit.core.node import Unit
 from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.core.shapes import CleanLogits, Logits, Masks, Values
 from circuitkit.core.universe import Universe
 from circuitkit.metrics.base import Floor, Metric
 from circuitkit.models.hooked import HookedModel
@@ -32,8 +32,8 @@ class Baseline:
     """The two runs that every score is held against.
 
     Attributes:
-        clean: Metric of the untouched model, a prompt.
-        patched: Metric with every unit replaced, a prompt.
+        clean: Metric of the untouched model, per prompt.
+        patched: Metric with every unit replaced, per prompt.
         floor: What counts as 0 %.
         unit: Of the metric.
     """
@@ -46,10 +46,10 @@ class Baseline:
     @property
     def zero(self) -> float:
         """The mean metric that counts as 0 %."""
-        return self.patched.mean().item() if self.floor is Floor.PATCHED else 0.0
+        return self.patched.mean().item() if self.floor is Floor.ABLATED else 0.0
 
     def percent(self, values: Values) -> Float[Tensor, "*mask"]:
-        """Performance score: 100 x (mean under the mask - zero) / (mean untouched - zero), a ratio of means."""
+        """Performance score (faithfulness): 100 x (mean under the mask - zero) / (mean untouched - zero), a ratio of means."""
         span = self.clean.double().mean() - self.zero
         return 100 * (values.double().mean(-1) - self.zero) / span
 
@@ -72,8 +72,8 @@ class Baseline:
             raise MeasurementError(
                 f"The untouched model's mean {metric.name} is {clean:.4g} {metric.unit}, and 0 % is at {zero:.4g}: a "
                 "performance score would be "
-                "meaningless. The model cannot do this task on these prompts; take another model or task, or keep the filter on "
-                "(task.filter=true)."
+                "meaningless. The model cannot do this task on these prompts; take another model or task, keep the filter on "
+                "(task.filter=true), or another zero (score.zero: zero, ablated)."
             )
 
 
@@ -122,6 +122,8 @@ class Engine(Part):
         self.metric = metric
         self.universe = model.universe if universe is None else universe
         self._baseline: Baseline | None = None
+        metric.check(prompts)
+        patcher.check(prompts)
 
     @property
     def batch(self) -> int:
@@ -156,7 +158,7 @@ class Engine(Part):
         """
 
     @abstractmethod
-    def clean_logits(self) -> Logits:
+    def clean_logits(self) -> CleanLogits:
         """Logits of the untouched model at the last position, float32."""
 
     def alone(self, units: Sequence[Unit | str], share: Share = WHOLE) -> Float[Tensor, "unit prompt"]:
@@ -225,7 +227,7 @@ class Engine(Part):
         return self._baseline
 
     @cached_property
-    def known_clean(self) -> Logits:
+    def known_clean(self) -> CleanLogits:
         """``clean_logits``, computed once."""
         return self.clean_logits()
 

@@ -8,14 +8,15 @@ from torch import Tensor
 
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.packed.memory import RowBudget
-from circuitkit.metrics.functional import gather, log_probs
+from circuitkit.metrics.functional import is_top, log_probs, mass
 from circuitkit.models.hooked import HookedModel
 
 
 class Solves:
     """Accepts the prompts of which the model is right, and clearly so. Final.
 
-    The rule is the paper's: the answer is the most likely next token, and more than twice as likely as the last shown member.
+    The rule is the paper's: the answer is the most likely next token, and more than twice as likely as the last shown member. Of sets: one
+    of the answers is the most likely token, and all together are more than twice as likely as all wrong answers.
 
     Args:
         model: The untouched model.
@@ -29,11 +30,10 @@ class Solves:
     def __call__(self, prompts: PromptSet) -> Bool[Tensor, "prompt"]:
         rows = RowBudget(self._model, prompts.n_pos, self._max_rows).rows
         accepted = []
-        for ids, answers, wrongs in zip(*(column.split(rows) for column in (prompts.clean, prompts.answers, prompts.wrongs)), strict=True):
-            logits = self._model.run(ids, gather=True)
+        for first in range(0, len(prompts), rows):
+            part = prompts.take(range(first, min(first + rows, len(prompts))))
+            logits = self._model.run(part.clean, gather=True, **part.padding(slice(0, len(part))))
             assert logits is not None
             logs = log_probs(logits[:, -1].float())
-            answer, wrong = gather(logs, answers), gather(logs, wrongs)
-            right = logs.argmax(-1) == answers.to(logs.device)
-            accepted.append((right & (answer.exp() > 2 * wrong.exp())).cpu())
+            accepted.append((is_top(logs, part.answers) & (mass(logs, part.answers) > 2 * mass(logs, part.wrongs))).cpu())
         return torch.cat(accepted)

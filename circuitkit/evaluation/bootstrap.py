@@ -96,7 +96,7 @@ def resampled(baseline: Baseline, values: Values, *, resamples: int = 1000, conf
         counts.scatter_add_(1, chosen, torch.ones_like(counts))
         means.append(columns @ counts.T / n_prompts)
     clean, patched, masked = torch.cat(means, dim=1).split([1, 1, n_masks])
-    zero = patched if baseline.floor is Floor.PATCHED else torch.zeros_like(patched)
+    zero = patched if baseline.floor is Floor.ABLATED else torch.zeros_like(patched)
     span = clean - zero
     is_sound = (span * (baseline.clean.double().mean() - baseline.zero) > 0) & (n_prompts > 1)
     draws = torch.where(is_sound, 100 * (masked - zero) / span, torch.nan)

@@ -146,6 +146,8 @@ def _measure(engine: Engine) -> dict[str, Any]:
     return {
         "metric": engine.metric.name,
         "unit": baseline.unit,
+        "zero": baseline.floor.value,
+        "formula": baseline.floor.formula,
         "n_prompts": len(engine.prompts),
         "clean_mean": baseline.clean.double().mean().item(),
         "patched_mean": baseline.patched.double().mean().item(),

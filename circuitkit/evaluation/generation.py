@@ -15,6 +15,7 @@ from circuitkit.core.errors import MeasurementError
 from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks, TokenIds
+from circuitkit.core.token_sets import TokenSets
 from circuitkit.engine.packed.memory import RowBudget, free_bytes, row_bytes, within_memory
 from circuitkit.engine.packed.replacements import Collected, Collector, entries
 from circuitkit.models.cache import new_cache
@@ -215,8 +216,8 @@ def _check(model: HookedModel, ids: TokenIds, max_new_tokens: int) -> None:
 
 def _prompts(ids: TokenIds, corrupt_ids: TokenIds | None, groups: Int[Tensor, "prompt"] | None, patcher: Patcher) -> PromptSet:
     """The prompts with their twins. Nothing is asked of a single token, so there are no answers."""
-    none = torch.zeros(len(ids), dtype=torch.long)
-    groups = none if groups is None else groups
+    none = TokenSets.none(len(ids))
+    groups = torch.zeros(len(ids), dtype=torch.long) if groups is None else groups
     if patcher.needs.source == "none":
         return PromptSet(ids, ids, none, none, groups)
     if corrupt_ids is None:

@@ -37,9 +37,7 @@ def run(config: DictConfig) -> None:
     check_plain(root, root.glob("collect.*"))
     rows = collect(root)
     if not rows:
-        raise ConfigError(
-            f"There are no jobs below {root}. Expected folders with {JOB} or {STATUS}, as `circuitkit -m` leaves them."
-        )
+        raise ConfigError(f"There are no jobs below {root}. Expected folders with {JOB} or {STATUS}, as `circuitkit -m` leaves them.")
     paths = write(rows, root, summary(rows))
     show(rows, paths)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +20,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.engine import Engine
 from circuitkit.engine.proof.doctor import Patient, examine
 from circuitkit.jobs.find import load
-from circuitkit.metrics import LogitDiff
+from circuitkit.metrics import KL
 from circuitkit.models.checks import Check, random_prompts
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Mean, Resample, Zero
@@ -36,7 +38,9 @@ def run(config: DictConfig) -> None:
     engine = build(config.engine, Engine)
     task = build(config.task, Task) if OmegaConf.select(config, "task") else None
     model = load(config)
-    patient = Patient(model, prompts(model, task), Zero(), Resample(), Mean(), Mean("conditional"), LogitDiff(), engine)
+    drawn = prompts(model, task)
+    pool: Literal["group", "all"] = "group" if drawn.is_padded else "all"
+    patient = Patient(model, drawn, Zero(), Resample(), Mean(pool=pool), Mean("conditional", pool), KL(), engine)
     console = Console(highlight=False)
     checks: list[Check] = []
     with console.status("") as status:
@@ -62,7 +66,11 @@ def prompts(model: HookedModel, task: Task | None) -> PromptSet:
     if task is None:
         return random_prompts(model, N_PROMPTS)
     drawn = task.prompts(model.tokenizer)
-    return drawn.take(range(min(N_PROMPTS, len(drawn))))
+    if not drawn.is_padded:
+        return drawn.take(range(min(N_PROMPTS, len(drawn))))
+    lengths, groups = drawn.lengths.unique(return_inverse=True)  # one of each length first; a group each, so that means are defined
+    order = torch.stack([groups == group for group in range(len(lengths))]).int().cumsum(1).gather(0, groups[None])[0].argsort(stable=True)
+    return replace(drawn, groups=groups, group_names=tuple(f"{length} tokens" for length in lengths.tolist())).take(order[:N_PROMPTS])
 
 
 def show(model: HookedModel, checks: Sequence[Check], console: Console) -> None:

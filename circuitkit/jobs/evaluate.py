@@ -69,6 +69,7 @@ def show(finding: Finding, folder: Path) -> None:
     head.add_row("circuit", f"{circuit['label']}: {circuit['n_heads']} heads, {circuit['n_mlps']} MLPs")
     head.add_row("prompts", f"{body['n_prompts']} of {body['task']}, {body['clean_mean']:.3f} {body['unit']} untouched")
     head.add_row("score", f"{measuring.spoken(**body['score'])} % ({100 * body['confidence']:g} % interval)")
+    head.add_row("", body["formula"])
     chance = f"p = {control['share_as_good']:.3f}"
     head.add_row("random", f"{control['mean']:.1f} % on average of {len(control['scores'])} circuits of its size, {chance}")
     head.add_row("any head", "-{mean_drop:.2f} points on average of all {n}, alone; gains count as 0".format(**body["random_head"]))

@@ -21,12 +21,12 @@ from circuitkit.core.records import RunInfo
 from circuitkit.engine import Engine
 from circuitkit.jobs import folders, outcome
 from circuitkit.jobs.finished import AlreadyFinished, Finished
+from circuitkit.jobs.metrics import metric_of
 from circuitkit.jobs.models import SHELF
 from circuitkit.jobs.objectives import Objective
 from circuitkit.jobs.saved import saved
 from circuitkit.loggers import JsonlLogger, Logger
 from circuitkit.methods import Method
-from circuitkit.metrics import Metric
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Patcher
 from circuitkit.results import RunResult
@@ -91,7 +91,7 @@ def check_parts(config: DictConfig) -> None:
     build(config.task, Task)
     build(config.method, Method)
     build(config.patcher, Patcher)
-    build(config.metric, Metric)
+    metric_of(config)
     build(config.engine, Engine)
     build_each(config.logger, Logger)
     build_each(OmegaConf.select(config, "callback"), Callback)
@@ -112,7 +112,7 @@ def find(
     task = build(config.task, Task)  # small parts first: a wrong setting is refused before a large model is loaded
     method = build(config.method, Method)
     patcher = build(config.patcher, Patcher)
-    metric = build(config.metric, Metric)
+    metric = metric_of(config)
     engine = build(config.engine, Engine)
     callbacks = build_each(OmegaConf.select(config, "callback"), Callback)
     objective_of(config)
@@ -168,7 +168,7 @@ def show(result: RunResult, folder: Path) -> None:
     table.add_row("baseline", f"{clean:.3f} {result.baseline.unit} (everything replaced: {patched:.3f})")
     if result.circuit is not None:
         circuit = result.circuit
-        score = "not measured" if circuit.score is None else f"{circuit.score:.1f} %"
+        score = "not measured" if circuit.score is None else f"{circuit.score:.1f} % ({result.baseline.floor.formula})"
         table.add_row("score", score)
         table.add_row("circuit", f"{len(circuit.heads)} heads, {len(circuit.mlps)} MLPs")
         table.add_row("members", " ".join(circuit.names))

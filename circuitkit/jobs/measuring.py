@@ -20,6 +20,7 @@ from circuitkit.engine import Engine
 from circuitkit.engine.distributed import shared
 from circuitkit.evaluation import solvable_prompts
 from circuitkit.jobs.find import loggers
+from circuitkit.jobs.metrics import metric_of
 from circuitkit.loggers import JsonlLogger
 from circuitkit.loggers.dispatch import LoggerGroup
 from circuitkit.metrics import Metric
@@ -52,7 +53,7 @@ class Parts:
     @classmethod
     def of(cls, config: DictConfig) -> Parts:
         """Those that the configuration names."""
-        patcher, metric, engine = build(config.patcher, Patcher), build(config.metric, Metric), build(config.engine, Engine)
+        patcher, metric, engine = build(config.patcher, Patcher), metric_of(config), build(config.engine, Engine)
         return cls(patcher, metric, engine, config.least_accuracy, config.force)
 
     def on(self, model: HookedModel, task: Task) -> Engine:

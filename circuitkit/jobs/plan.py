@@ -18,6 +18,7 @@ from circuitkit.core.errors import ConfigError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.cost import Cost, DryEngine, cost, measured_rates
 from circuitkit.engine.packed.memory import free_bytes
+from circuitkit.jobs.metrics import metric_of
 from circuitkit.methods import EdgePruning, IterativePruning, Method
 from circuitkit.metrics import Metric
 from circuitkit.models import HookedModel, load_shape
@@ -30,7 +31,7 @@ _PLACEMENT = ("device_map", "max_memory", "offload_folder")
 def run(config: DictConfig) -> None:
     """Prints what the configured run will take. With ``dir=...`` it is also written there as plan.json."""
     task, patcher = build(config.task, Task), build(config.patcher, Patcher)  # small parts first, as in a run
-    metric, method = build(config.metric, Metric), build(config.method, Method)
+    metric, method = metric_of(config), build(config.method, Method)
     model = shape(config)
     prompts = task.prompts(model.tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -165,9 +165,10 @@ def control_patterns(model: HookedModel, first: int | None) -> tuple[MeanPattern
 
 def opening(model: HookedModel, prompts: PromptSet) -> int | None:
     """The special token that all prompts begin with, if they do."""
-    first = int(prompts.clean[0, 0])
+    firsts = prompts.clean.gather(1, prompts.pads[:, None])[:, 0]
+    first = int(firsts[0])
     special = getattr(model.tokenizer, "all_special_ids", None) or ()
-    return first if first in special and bool((prompts.clean[:, 0] == first).all()) else None
+    return first if first in special and bool((firsts == first).all()) else None
 
 
 def few(prompts: PromptSet, n: int) -> PromptSet:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Values
+from circuitkit.core.shapes import CleanLogits, Logits, Values
 from circuitkit.metrics import functional
 from circuitkit.metrics.base import Floor, Metric
 
 
 class Accuracy(Metric):
-    """Share of prompts whose most likely next token is the answer. Final."""
+    """Share of prompts whose most likely next token is one of the answers. Final."""
 
     name = "accuracy"
     unit = "share"
     higher_is_better = True
     floor = Floor.ZERO
+    reads_wrongs = False
 
-    def score(self, logits: Logits, prompts: PromptSet, *, clean_logits: Logits | None = None) -> Values:
+    def score(self, logits: Logits, prompts: PromptSet, *, clean_logits: CleanLogits | None = None) -> Values:
         return functional.accuracy(logits, prompts.answers)

@@ -225,7 +225,7 @@ class HookedModel:
             keep: How many last positions are unembedded; 0 for all.
             gather: Copy these positions together first. A slice is not contiguous, and torch would read the unembedding once for every row;
                 another kernel computes the same product, so last bits may differ from the plain forward.
-            inputs: Further arguments of the model's forward, such as ``attention_mask``.
+            inputs: Further arguments of the model's forward, such as ``attention_mask``, on any device.
 
         Returns:
             Logits of the last ``keep`` positions in the model's dtype, or None if the pass was stopped.
@@ -233,6 +233,7 @@ class HookedModel:
         Raises:
             ModelError: The model's own forwards are in place, so that nothing can be read or replaced.
         """
+        inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         if visit is None and start == 0 and stop is None and not gather:
             with torch.no_grad():
                 return self.hf(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}).logits
@@ -279,10 +280,10 @@ class HookedModel:
         with torch.no_grad():
             return self.module(layer, "mlp")(self.module(layer, "mlp_norm")(resid))
 
-    def embed(self, ids: Int[Tensor, "row pos"]) -> Resid:
-        """What enters the first layer."""
+    def embed(self, ids: Int[Tensor, "row pos"], **inputs: Any) -> Resid:
+        """What enters the first layer. Further arguments as for ``run``."""
         entered: list[Resid] = []
-        self.run(ids, lambda layer: entered.append(layer.resid), stop=0)
+        self.run(ids, lambda layer: entered.append(layer.resid), stop=0, **inputs)
         return entered[0]
 
     def unembed(self, resid: Float[Tensor, "row kept d_model"]) -> Float[Tensor, "row kept d_vocab"]:

@@ -9,6 +9,7 @@ from typing import Literal
 from circuitkit.core.errors import MeasurementError, noted
 from circuitkit.core.node import Node
 from circuitkit.core.part import Part
+from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Acts
 
 
@@ -49,6 +50,25 @@ class Patcher(Part):
     needs: Needs = Needs()
     reads_activation: bool = True
     gives_source: bool = False
+
+    def check(self, prompts: PromptSet) -> None:
+        """Refuses prompts for which the source is not defined: means by position over prompts of different lengths.
+
+        Raises:
+            MeasurementError: Prompts that a mean is taken over differ in length.
+        """
+        if self.needs.source != "mean" or not prompts.is_padded:
+            return
+        by_group = self.needs.pool == "group"
+        for group in prompts.groups.unique().tolist() if by_group else [None]:
+            lengths = prompts.lengths if group is None else prompts.lengths[prompts.groups == group]
+            if lengths.min() < lengths.max():
+                where = "all prompts" if group is None else f"the prompts of group {prompts.group_names[group]!r}"
+                raise MeasurementError(
+                    f"{type(self).__name__} averages over {where} position by position, which needs prompts of the same number of tokens, "
+                    f"and these have {int(lengths.min())} to {int(lengths.max())}. Use patcher.pool=group with prompts of one length in "
+                    "each group, prompts of one length, patcher=resample or patcher=zero."
+                )
 
     @abstractmethod
     def patch(self, act: Acts, source: Acts | None, site: Node) -> Acts:

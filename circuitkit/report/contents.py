@@ -87,16 +87,20 @@ def summary(material: Material) -> list[Block]:
                 _part(settings, "method"),
                 _part(settings, "patcher"),
                 shown(circuit.score, "%") if evaluated is None else shown_interval(evaluated),
+                _zero(circuit),
                 str(len(circuit.heads)),
                 str(len(circuit.mlps)),
                 str(len(circuit.edges)) if circuit.edges else "–",
                 str(circuit.provenance.get("n_prompts", "–")),
             )
         )
-    header = ("circuit", "model", "task", "method", "patcher", "score", "heads", "MLPs", "edges", "prompts")
+    header = ("circuit", "model", "task", "method", "patcher", "score", "0 % is", "heads", "MLPs", "edges", "prompts")
     blocks: list[Block] = []
     if rows:
-        caption = "The circuits found here; the score is in % of the untouched model, in brackets its bootstrap interval."
+        caption = (
+            "The circuits found here; the score is in % of the untouched model, in brackets its bootstrap interval. 0 % is a metric of "
+            "zero, or that of the model with everything ablated."
+        )
         blocks.append(Table(header, tuple(rows), caption))
     members = tuple((each.label, " ".join(each.what.names) or "none") for each in material.circuits)
     if members:
@@ -211,6 +215,12 @@ def _settings(circuit: Circuit) -> Mapping[str, Any]:
     settings = circuit.provenance.get("settings")
     found = settings if isinstance(settings, Mapping) else {}
     return {key: value for key, value in found.items() if isinstance(value, Mapping)}
+
+
+def _zero(circuit: Circuit) -> str:
+    """What counts as 0 % of its score, where the file says so."""
+    told = circuit.provenance.get("score")
+    return str(told.get("zero", "–")) if isinstance(told, Mapping) else "–"
 
 
 def _part(settings: Mapping[str, Any], key: str) -> str:

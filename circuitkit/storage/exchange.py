@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import networkx
 
 
-
 def graph_of(
     circuit: Circuit, places: Mapping[str, tuple[float, float]], weights: Mapping[str, float] | None = None
 ) -> networkx.MultiDiGraph:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from circuitkit.core.errors import PromptError
-from circuitkit.core.prompts import Prompt, PromptSet
+from circuitkit.core.prompts import Answers, Prompt, PromptSet, weighted
+from circuitkit.core.token_sets import TokenSets
 from circuitkit.tasks.base import Tokenizer
 
 
@@ -62,136 +65,175 @@ class Encoder:
         return "[" + ", ".join(repr(self.tokenizer.decode([token])) for token in tokens) + "]"
 
 
-def encode(prompts: Sequence[Prompt], encoder: Encoder) -> PromptSet:
-    """Tokenizes prompts and finds their answer tokens and labelled positions.
+def encode(prompts: Sequence[Prompt], encoder: Encoder, *, equal: bool = True) -> PromptSet:
+    """Tokenizes prompts and finds their answer tokens and labelled positions. Prompts of different lengths are padded on the left.
 
     An answer is the token that follows the prompt when both are tokenized together. Where the tokenizer makes a token
     of the space before every answer, that space moves into the prompt, so that the last position is the one that predicts the answer.
 
+    Args:
+        prompts: The prompts.
+        encoder: The tokenizer.
+        equal: Refuse prompts of different lengths; False: only twins of different lengths.
+
     Raises:
-        PromptError: No prompts, prompts of unequal length, an answer that is not one token, or a label at several positions.
+        PromptError: No prompts, prompts or twins of unequal length, an answer that is not one token, or a label that lies elsewhere in a
+            twin.
     """
     if not prompts:
         raise PromptError("No prompt is left. Draw more (task.n), relax the filter (task.filter=false) or take another task.")
     prompts, clean, answers, wrongs = _with_answers(prompts, encoder)
     corrupt = encoder.ids([prompt.corrupt for prompt in prompts])
-    _check_lengths(prompts, clean, corrupt)
+    _check_lengths(prompts, clean, corrupt, equal)
+    longest = max(map(len, clean))
+    pads = [longest - len(ids) for ids in clean]
     names = tuple(dict.fromkeys(prompt.group for prompt in prompts))
     groups = [names.index(prompt.group) for prompt in prompts]
     return PromptSet(
-        clean=torch.tensor(clean),
-        corrupt=torch.tensor(corrupt),
-        answers=torch.tensor(answers),
-        wrongs=torch.tensor(wrongs),
+        clean=_padded(clean, longest),
+        corrupt=_padded(corrupt, longest),
+        answers=answers,
+        wrongs=wrongs,
         groups=torch.tensor(groups),
         group_names=names,
-        spans={**_positions(prompts, clean, corrupt, names, encoder), "last": (len(clean[0]) - 1,) * len(names)},
+        spans={**_positions(prompts, clean, corrupt, encoder), "last": torch.tensor([len(ids) - 1 for ids in clean])},
         items=tuple(prompts),
+        pads=torch.tensor(pads),
     )
 
 
-def _with_answers(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[list[int]], list[int], list[int]]:
+def _padded(rows: Sequence[list[int]], longest: int) -> Int[Tensor, "prompt pos"]:
+    """Rows of one length. What stands in the padding is of no consequence; 0 is a token of every vocabulary."""
+    return torch.tensor([[0] * (longest - len(ids)) + ids for ids in rows])
+
+
+def _with_answers(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[list[int]], TokenSets, TokenSets]:
     """The prompts, their tokens, and those of the answers and wrong answers, after the shortest move that makes each one token."""
-    shared = commonprefix([text for prompt in prompts for text in (prompt.answer, prompt.wrong)])
+    sets = [(list(prompt.answers), list(prompt.wrongs)) for prompt in prompts]
+    shared = commonprefix([text for both in sets for texts in both for text in texts])
     problems = []
     for cut in range(len(shared) + 1):
-        moved = [_move_to_prompt(prompt, cut) for prompt in prompts]
+        moved = [_move_to_prompt(prompt, shared[:cut]) for prompt in prompts]
         clean = encoder.ids([prompt.clean for prompt in moved])
         try:
-            answers = _next_tokens(moved, clean, [prompt.answer for prompt in moved], encoder)
-            wrongs = _next_tokens(moved, clean, [prompt.wrong for prompt in moved], encoder)
+            answers = _next_tokens(moved, clean, [prompt.answers for prompt in moved], encoder)
+            wrongs = _next_tokens(moved, clean, [prompt.wrongs for prompt in moved], encoder)
         except PromptError as problem:
             problems.append(problem)
             continue
-        for prompt, answer, wrong in zip(moved, answers, wrongs, strict=True):
-            if answer == wrong:
+        for row, (prompt, right, wrong) in enumerate(zip(moved, answers, wrongs, strict=True)):
+            both = [token for token in right if token in wrong]
+            if both:
                 raise PromptError(
-                    "The answer and the wrong answer must be different tokens, but both are "
-                    f"{encoder.show([answer])} behind {prompt.clean!r}. Give another wrong answer."
+                    "Answers and wrong answers must be different tokens, but in both sets is "
+                    f"{encoder.show(both)} behind {prompt.clean!r}. Give another wrong answer.",
+                    row,
                 )
-        return moved, clean, answers, wrongs
+        return moved, clean, TokenSets.of(answers), TokenSets.of(wrongs)
     raise problems[0]  # What is wrong with the prompts as they were given.
 
 
-def _move_to_prompt(prompt: Prompt, n_chars: int) -> Prompt:
-    """The same text with the first characters of the answers in the prompts."""
-    begin = prompt.answer[:n_chars]
-    return replace(
-        prompt,
-        clean=prompt.clean + begin,
-        corrupt=prompt.corrupt + begin,
-        answer=prompt.answer[n_chars:],
-        wrong=prompt.wrong[n_chars:],
-    )
+def _move_to_prompt(prompt: Prompt, begin: str) -> Prompt:
+    """The same text with what all answers begin with in the prompts."""
+
+    def rest(answers: Answers) -> Answers:
+        if isinstance(answers, str):
+            return answers[len(begin) :]
+        return {text[len(begin) :]: weight for text, weight in weighted(answers).items()}
+
+    return replace(prompt, clean=prompt.clean + begin, corrupt=prompt.corrupt + begin, answer=rest(prompt.answer), wrong=rest(prompt.wrong))
 
 
-def _next_tokens(prompts: Sequence[Prompt], clean: list[list[int]], texts: Sequence[str], encoder: Encoder) -> list[int]:
-    """The one token that each text adds to its prompt.
+def _next_tokens(
+    prompts: Sequence[Prompt], clean: list[list[int]], sets: Sequence[Mapping[str, float]], encoder: Encoder
+) -> list[dict[int, float]]:
+    """For each prompt the one token that each of some texts adds to it, with its weight.
 
     Raises:
-        PromptError: It adds none or several, changes the prompt's own tokens, or is unknown to the tokenizer.
+        PromptError: A text adds none or several, changes the prompt's own tokens, or is unknown to the tokenizer.
     """
-    joint = encoder.ids([prompt.clean + text for prompt, text in zip(prompts, texts, strict=True)])
-    for prompt, text, ids, both in zip(prompts, texts, clean, joint, strict=True):
+    found: list[dict[int, float]] = [{} for _ in prompts]
+    asked = [(row, text, weight) for row, texts in enumerate(sets) for text, weight in texts.items()]
+    joint = encoder.ids([prompts[row].clean + text for row, text, _ in asked])
+    for (row, text, weight), both in zip(asked, joint, strict=True):
+        ids, prompt = clean[row], prompts[row]
         added = both[len(ids) :]
         if both[: len(ids)] != ids or len(added) != 1:
             raise PromptError(
                 f"An answer must add exactly one token to its prompt and leave the prompt's own tokens as they are, but {text!r} behind "
                 f"{prompt.clean!r} turns the end {encoder.show(ids[-2:])} into {encoder.show(both[len(ids) - 2 :])}. "
-                "Give another answer (another task, or a shorter range with task.top) or use another model."
+                "Give another answer (another task, or a shorter range with task.top) or use another model.",
+                row,
             )
         if not encoder.knows(added):
             raise PromptError(
                 f"An answer must be in the tokenizer's vocabulary, but {text!r} is unknown to it. Give another answer (another task, or a "
-                "shorter range with task.top) or use another model."
+                "shorter range with task.top) or use another model.",
+                row,
             )
-    return [both[-1] for both in joint]
+        if added[0] in found[row]:
+            raise PromptError(
+                f"Answers must be different tokens, but {text!r} behind {prompt.clean!r} is the same token {encoder.show(added)} as "
+                "another one. Name it once.",
+                row,
+            )
+        found[row][added[0]] = weight
+    return found
 
 
-def _check_lengths(prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]]) -> None:
+def _check_lengths(prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]], equal: bool) -> None:
+    for row, (prompt, *pair) in enumerate(zip(prompts, clean, corrupt, strict=True)):
+        if not equal and len(pair[0]) != len(pair[1]):
+            raise PromptError(
+                f"A corrupt prompt must have as many tokens as its clean twin, but {prompt.clean!r} has {len(pair[0])} and "
+                f"{prompt.corrupt!r} has {len(pair[1])}. Use words with equal numbers of tokens in both.",
+                row,
+            )
+    if not equal:
+        return
     usual = Counter(len(ids) for ids in clean).most_common(1)[0][0]
-    for prompt, *pair in zip(prompts, clean, corrupt, strict=True):
+    for row, (prompt, *pair) in enumerate(zip(prompts, clean, corrupt, strict=True)):
         for kind, text, ids in zip(("clean", "corrupt"), (prompt.clean, prompt.corrupt), pair, strict=True):
             if len(ids) != usual:
                 raise PromptError(
                     f"All prompts must have the same number of tokens, which is {usual} here, but the {kind} prompt {text!r} has "
                     f"{len(ids)}. Use members and fillers with equal numbers of tokens: another task or model, a shorter range (task.top), "
-                    "fewer templates (task.templates) or another corruption (task.corruption)."
+                    "fewer templates (task.templates) or another corruption (task.corruption).",
+                    row,
                 )
 
 
 def _positions(
-    prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]], names: Sequence[str], encoder: Encoder
-) -> dict[str, tuple[int, ...]]:
-    """For each label, the position of its last token in each group."""
+    prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]], encoder: Encoder
+) -> dict[str, Int[Tensor, "prompt"]]:
+    """For each label, which token of each prompt is its last one."""
     positions = {}
     for label in dict.fromkeys(label for prompt in prompts for label in (*prompt.spans, *prompt.corrupt_spans)):
-        if any(label not in spans for prompt in prompts for spans in (prompt.spans, prompt.corrupt_spans)):
-            raise PromptError(f"A label must be in every prompt, clean and corrupt, but {label!r} is not. Add it everywhere or drop it.")
-        found: dict[str, set[int]] = {name: set() for name in names}
-        for texts, rows in (
-            ([prompt.clean[: prompt.spans[label][1]] for prompt in prompts], clean),
-            ([prompt.corrupt[: prompt.corrupt_spans[label][1]] for prompt in prompts], corrupt),
-        ):
-            for prompt, place in zip(prompts, _last_places(label, texts, rows, encoder), strict=True):
-                found[prompt.group].add(place)
-        for name, places in found.items():
-            if len(places) > 1:
+        for row, prompt in enumerate(prompts):
+            if label not in prompt.spans or label not in prompt.corrupt_spans:
                 raise PromptError(
-                    f"A label must lie at the same position in all prompts of a group, but {label!r} lies at {sorted(places)} in group "
-                    f"{name!r}. Use groups whose prompts have equal numbers of tokens before it."
+                    f"A label must be in every prompt, clean and corrupt, but {label!r} is not. Add it everywhere or drop it.", row
                 )
-        positions[label] = tuple(places.pop() for places in found.values())
+        places = _last_places(label, [prompt.clean[: prompt.spans[label][1]] for prompt in prompts], clean, encoder)
+        twins = _last_places(label, [prompt.corrupt[: prompt.corrupt_spans[label][1]] for prompt in prompts], corrupt, encoder)
+        for row, (place, twin) in enumerate(zip(places, twins, strict=True)):
+            if place != twin:
+                raise PromptError(
+                    f"A label must lie at the same position in a corrupt prompt as in its clean twin, but {label!r} lies at {place} in "
+                    f"{prompts[row].clean!r} and at {twin} in {prompts[row].corrupt!r}. Use words with equal numbers of tokens before it.",
+                    row,
+                )
+        positions[label] = torch.tensor(places)
     return positions
 
 
 def _last_places(label: str, texts: Sequence[str], rows: Sequence[list[int]], encoder: Encoder) -> list[int]:
     """Where in each row of tokens the beginning of its prompt, up to the end of a label, ends."""
     places = []
-    for text, ids, row in zip(texts, encoder.ids(texts), rows, strict=True):
+    for which, (text, ids, row) in enumerate(zip(texts, encoder.ids(texts), rows, strict=True)):
         # The last token may reach past the label; the tokens before it must be the same ones.
         if not ids or ids[:-1] != row[: len(ids) - 1]:
             raise PromptError(f"A label must end where a token ends, but {text!r}, up to {label!r}, has other tokens alone than within its "
-                              "prompt. Put the label on whole words.")  # fmt: skip
+                              "prompt. Put the label on whole words.", which)  # fmt: skip
         places.append(len(ids) - 1)
     return places

@@ -9,12 +9,13 @@ from typing import final
 
 from circuitkit.core import plain
 from circuitkit.core.errors import ConfigError, PromptError
-from circuitkit.core.prompts import Prompt, PromptSet
+from circuitkit.core.prompts import Prompt, PromptSet, weighted
 from circuitkit.storage.reading import read_lines
 from circuitkit.tasks.base import Accept, Task, Tokenizer
 from circuitkit.tasks.encoding import Encoder, encode
 
-_REQUIRED = ("clean", "corrupt", "answer", "wrong")
+_TEXTS, _ANSWERS = ("clean", "corrupt"), ("answer", "wrong")
+_REQUIRED = (*_TEXTS, *_ANSWERS)
 _OPTIONAL = ("group", "labels", "corrupt_labels")
 
 
@@ -24,9 +25,10 @@ class FromFile(Task):
     """Reads one prompt a line, in the order of the file.
 
     A line is a JSON object with the texts ``clean``, ``corrupt``, ``answer`` and ``wrong``; the last two as they would be
-    appended to the prompt, so usually with a space before them. ``group`` names the template (``all`` if not given), ``labels``
+    appended to the prompt, so usually with a space before them. Each of the two may be several: a list of texts that count alike, or an
+    object from texts to the weights that their probabilities count with. ``group`` names the template (``all`` if not given), ``labels``
     gives labels to pieces of the clean text as ``{"S1": [start, end]}``, and ``corrupt_labels`` does so for the corrupt text where
-    they lie elsewhere.
+    they lie elsewhere. Prompts may differ in length, a corrupt prompt from its clean twin may not.
 
     Attributes:
         path: The file.
@@ -49,7 +51,13 @@ class FromFile(Task):
         n = self.n if n is None else n
         if n is not None and n < 1:
             raise ConfigError(f"task.n, the number of prompts a group, must be 1 or more, or null for all; found {n}.")
-        prompts = encode(self._read(), Encoder(tokenizer, self.bos))
+        lines, read = self._read()
+        try:
+            prompts = encode(read, Encoder(tokenizer, self.bos), equal=False)
+        except PromptError as problem:
+            if problem.row is None:
+                raise
+            raise PromptError(f"Line {lines[problem.row]} of {str(self.path)!r}: {problem}") from None
         if accept and self.filter:
             passed = accept(prompts)
             if not passed.any():
@@ -66,15 +74,16 @@ class FromFile(Task):
                 rows.append(row)
         return prompts.take(rows)
 
-    def _read(self) -> list[Prompt]:
+    def _read(self) -> tuple[list[int], list[Prompt]]:
+        """The prompts, and on which line each of them is."""
         try:
             lines = read_lines(self.path, "prompt", PromptError)
         except PromptError as problem:
             raise PromptError(f"task.path must be a JSONL file in UTF-8, but this was found: {problem}") from None
-        prompts = [_parse(line, f"Line {number} of {str(self.path)!r}") for number, line in enumerate(lines, start=1) if line.strip()]
+        prompts = {number: _parse(line, f"Line {number} of {str(self.path)!r}") for number, line in enumerate(lines, 1) if line.strip()}
         if not prompts:
             raise PromptError(f"{str(self.path)!r} holds no prompts. Expected a JSON object a line, with {', '.join(_REQUIRED)}.")
-        return prompts
+        return list(prompts), list(prompts.values())
 
 
 def _parse(line: str, where: str) -> Prompt:
@@ -93,10 +102,12 @@ def _parse(line: str, where: str) -> Prompt:
     unknown = sorted(record.keys() - {*_REQUIRED, *_OPTIONAL})
     if unknown:
         raise PromptError(f"{where} has the unknown keys {', '.join(unknown)}. {expected}")
-    for key in (*_REQUIRED, "group"):
+    for key in (*_TEXTS, "group"):
         value = record.get(key, "all" if key == "group" else None)
         if not isinstance(value, str) or not value:
             raise PromptError(f"{where} has {value!r} as {key!r}, which must be a text that is not empty. {expected}")
+    for key in _ANSWERS:
+        _check_answers(record.get(key), key, where, expected)
     labels = record.get("labels", {})
     return Prompt(
         **{key: record[key] for key in _REQUIRED},
@@ -104,6 +115,27 @@ def _parse(line: str, where: str) -> Prompt:
         spans=_spans(labels, record["clean"], where),
         corrupt_spans=_spans(record.get("corrupt_labels", labels), record["corrupt"], where),
     )
+
+
+def _check_answers(value: object, key: str, where: str, expected: str) -> None:
+    """Refuses what is neither a text, nor several, nor texts with weights.
+
+    Raises:
+        PromptError: Says where the line is and what is wrong with it.
+    """
+    texts: list[object] = list(value) if isinstance(value, list | dict) else [value]
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise PromptError(
+            f"{where} has {value!r} as {key!r}, which must be a text that is not empty, a list of such texts, or an object from such texts "
+            f"to weights. {expected}"
+        )
+    weights = list(value.values()) if isinstance(value, dict) else []
+    if not all(isinstance(weight, int | float) and not isinstance(weight, bool) for weight in weights):
+        raise PromptError(f"{where} has {value!r} as {key!r}, whose weights must be numbers above 0. {expected}")
+    try:
+        weighted(value)  # type: ignore[arg-type]
+    except PromptError as problem:
+        raise PromptError(f"{where}, {key!r}: {problem}") from None
 
 
 def _spans(labels: object, text: str, where: str) -> dict[str, tuple[int, int]]:

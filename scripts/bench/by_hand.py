@@ -119,5 +119,5 @@ class ByHand:
     def _measure(self, hidden: Tensor) -> Tensor:
         logits = self._hf.lm_head(self._hf.transformer.ln_f(hidden[:, -1]))
         rows = logits.unflatten(0, (-1, len(self._prompts)))
-        answers, wrongs = (ids.expand(len(rows), -1)[..., None] for ids in (self._prompts.answers, self._prompts.wrongs))
+        answers, wrongs = (ids.expand(len(rows), -1)[..., None] for ids in (self._prompts.answers.tokens, self._prompts.wrongs.tokens))
         return (rows.gather(-1, answers) - rows.gather(-1, wrongs)).flatten()

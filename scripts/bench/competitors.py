@@ -31,8 +31,8 @@ class PlainHooks:
         self._model = model
         self._clean = prompts.clean.to(model.device)
         self._corrupt = prompts.corrupt.to(model.device)
-        self._answers = prompts.answers.to(model.device)
-        self._wrongs = prompts.wrongs.to(model.device)
+        self._answers = prompts.answers.tokens.to(model.device)
+        self._wrongs = prompts.wrongs.tokens.to(model.device)
         self._n_pos = prompts.n_pos
         self._at: int | slice = slice(None)
         self.means: Means = {}

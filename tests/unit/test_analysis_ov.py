@@ -95,7 +95,7 @@ def test_scores_of_every_family_against_one_prompt_at_a_time(family):
     with torch.no_grad():
         for layer, head in ((0, 1), (1, 3), (2, 2)):
             hits = [0, 0]
-            for ids, group, answer in zip(prompts.clean, prompts.groups.tolist(), prompts.answers.tolist(), strict=True):
+            for ids, group, answer in zip(prompts.clean, prompts.groups.tolist(), prompts.answers.tokens.tolist(), strict=True):
                 entered = []
                 model.run(ids[None], lambda each, entered=entered: entered.append(each.resid), stop=1)
                 values = model.queries_keys_values(layer, entered[1])[2][0, group]

@@ -16,7 +16,7 @@ ADDITIVE = [family for family in FAMILIES if family != "gemma2"]
 
 def picked(logits, prompts):
     rows = torch.arange(len(prompts))
-    return logits[rows, prompts.answers], logits[rows, prompts.wrongs]
+    return logits[rows, prompts.answers.tokens], logits[rows, prompts.wrongs.tokens]
 
 
 # Logit lens
@@ -29,8 +29,8 @@ def test_the_last_site_is_the_model_itself(family):
     assert lens.sites == ("input", "a0", "m0", "a1", "m1", "a2", "m2")
     answer, wrong = picked(logits, prompts)
     assert torch.equal(lens.answer[-1], answer) and torch.equal(lens.wrong[-1], wrong)
-    assert torch.equal(lens.answer_is_top[-1], logits.argmax(-1) == prompts.answers)
-    assert torch.equal(lens.wrong_is_top[-1], logits.argmax(-1) == prompts.wrongs)
+    assert torch.equal(lens.answer_is_top[-1], logits.argmax(-1) == prompts.answers.tokens)
+    assert torch.equal(lens.wrong_is_top[-1], logits.argmax(-1) == prompts.wrongs.tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

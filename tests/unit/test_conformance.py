@@ -15,7 +15,7 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.loggers import JsonlLogger
 from circuitkit.methods import EdgePruning, IterativePruning, Knockout, Method, RandomCircuit
-from circuitkit.metrics import KL, Accuracy, AnswerRank, LogitDiff, Metric, ProbDiff
+from circuitkit.metrics import KL, Accuracy, AnswerRank, LogitDiff, LogProb, Metric, ProbDiff
 from circuitkit.patchers import Mean, Patcher, Resample, Zero
 from circuitkit.testing import (
     ONLY,
@@ -38,7 +38,7 @@ class TestPatchers(PatcherConformance):
 
 
 class TestMetrics(MetricConformance):
-    @pytest.fixture(autouse=True, params=[LogitDiff, ProbDiff, KL, Accuracy, AnswerRank])
+    @pytest.fixture(autouse=True, params=[LogitDiff, ProbDiff, LogProb, KL, Accuracy, AnswerRank])
     def _each(self, request):
         self.make = request.param
         self.differentiable = request.param not in (Accuracy, AnswerRank)
@@ -144,7 +144,7 @@ def test_every_built_in_is_among_these():
         }
 
     assert classes(patchers, Patcher) == {"Zero", "Mean", "Resample"}
-    assert classes(metrics, Metric) == {"LogitDiff", "ProbDiff", "KL", "Accuracy", "AnswerRank"}
+    assert classes(metrics, Metric) == {"LogitDiff", "ProbDiff", "LogProb", "KL", "Accuracy", "AnswerRank"}
     assert classes(methods, Method) == {"EdgePruning", "IterativePruning", "Knockout", "RandomCircuit"}
     assert classes(callbacks, Callback) == {"Journal", "NanGuard", "Progress"}  # test_journal.py has the first
     tested_in_integration = {"WandbLogger", "MlflowLogger", "TensorBoardLogger"}

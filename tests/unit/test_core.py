@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_for_tests import tiny_prompts
+from models_for_tests import VOCAB, tiny_prompts
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe
@@ -378,7 +378,7 @@ def test_taking_prompts():
     prompts = tiny_prompts(6)
     for rows in (range(2, 4), [2, 3], torch.tensor([2, 3]), torch.tensor([False, False, True, True, False, False])):
         taken = prompts.take(rows)
-        assert torch.equal(taken.clean, prompts.clean[2:4]) and torch.equal(taken.answers, prompts.answers[2:4])
+        assert torch.equal(taken.clean, prompts.clean[2:4]) and torch.equal(taken.answers.tokens, prompts.answers.tokens[2:4])
         assert torch.equal(taken.corrupt, prompts.corrupt[2:4]) and taken.groups.tolist() == [0, 1]
 
 
@@ -408,8 +408,9 @@ def test_the_content_hash_depends_on_every_column():
     columns = ("clean", "corrupt", "answers", "wrongs", "groups")
     hashes = {prompts.content_hash()}
     for name in columns:
-        changed = {each: getattr(prompts, each).clone() for each in columns}
-        changed[name].view(-1)[0] += 1
+        sets = {each: getattr(prompts, each).tokens for each in ("answers", "wrongs")}
+        changed = {each: sets.get(each, getattr(prompts, each)).clone() for each in columns}
+        changed[name].view(-1)[0] = VOCAB  # no other column has it
         hashes.add(PromptSet(**changed, group_names=("a", "b"), spans=prompts.spans).content_hash())
     assert len(hashes) == 6
     assert tiny_prompts().content_hash() == prompts.content_hash()

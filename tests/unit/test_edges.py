@@ -213,7 +213,7 @@ def test_the_total_effect_is_that_of_giving_the_sender_its_corrupt_output(which)
         handle = mlp.register_forward_hook(lambda module, args, out, seen=seen: seen[0])
         logits = model.hf(prompts.clean).logits[:, -1]
         handle.remove()
-        expected = logits.gather(1, prompts.answers[:, None]) - logits.gather(1, prompts.wrongs[:, None])
+        expected = logits.gather(1, prompts.answers.tokens[:, None]) - logits.gather(1, prompts.wrongs.tokens[:, None])
         assert difference(values, expected[:, 0]) < TOLERANCE
 
 

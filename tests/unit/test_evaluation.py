@@ -66,7 +66,7 @@ def sample(n, generator, floor):
     """Prompts on which the true score is 60 %: a noisy metric, and a noisier one that is right on average."""
     clean = 10 + 3 * torch.randn(n, generator=generator)
     patched = 2 + torch.randn(n, generator=generator)
-    zero = 2.0 if floor is Floor.PATCHED else 0.0
+    zero = 2.0 if floor is Floor.ABLATED else 0.0
     values = zero + 0.6 * (10 - zero) + 0.3 * (clean - 10) + 4 * torch.randn(n, generator=generator)
     return Baseline(clean, patched, floor, "logits"), values[None]
 
@@ -105,7 +105,7 @@ def test_masks_see_the_same_resamples():
 
 
 def test_draws_do_not_depend_on_the_masks_beside_them_and_follow_the_seed():
-    baseline, values = sample(30, torch.Generator().manual_seed(4), Floor.PATCHED)
+    baseline, values = sample(30, torch.Generator().manual_seed(4), Floor.ABLATED)
     alone, beside = resampled(baseline, values), resampled(baseline, torch.cat([values, 2 * values]))
     assert alone.interval(0).plain() == pytest.approx(beside.interval(0).plain())
     assert resampled(baseline, values).interval(0) == alone.interval(0) != resampled(baseline, values, seed=1).interval(0)
@@ -417,8 +417,8 @@ def half_solved(tiny):
     prompts, swapped = tiny.prompts, torch.arange(12) % 2 == 0
     return replace(
         prompts,
-        answers=torch.where(swapped, prompts.wrongs, prompts.answers),
-        wrongs=torch.where(swapped, prompts.answers, prompts.wrongs),
+        answers=torch.where(swapped, prompts.wrongs.tokens, prompts.answers.tokens),
+        wrongs=torch.where(swapped, prompts.answers.tokens, prompts.wrongs.tokens),
     )
 
 

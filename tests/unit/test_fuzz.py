@@ -137,7 +137,7 @@ def is_error_or_whole(path, tokenizer) -> bool:
     except UserError as error:
         return isinstance(error, PromptError) and is_sentence(error)
     whole = isinstance(prompts, PromptSet) and prompts.clean.shape == prompts.corrupt.shape and len(prompts) > 0
-    return whole and all(0 <= place < prompts.n_pos for places in prompts.spans.values() for place in places)
+    return whole and all(0 <= place < prompts.n_pos for label in prompts.spans for place in prompts.places(label).tolist())
 
 
 def test_the_unbroken_file_is_read(tokenizer, tmp_path):

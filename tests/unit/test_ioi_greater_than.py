@@ -13,6 +13,7 @@ from tokenizers import Regex, pre_tokenizers
 from circuitkit import load_model
 from circuitkit.core.errors import ConfigError, PromptError
 from circuitkit.engine.filtering import Solves
+from circuitkit.metrics import ProbDiff
 from circuitkit.tasks import GreaterThan, IndirectObject, words
 from circuitkit.testing import TaskConformance
 
@@ -64,30 +65,56 @@ def test_indirect_objects(tokenizer):
         assert [prompts.position(label, group) for group in (0, 1)] == [offset[name] for name in prompts.group_names]
 
 
-def test_greater_than():
+@pytest.mark.parametrize("years", ["all", "pair"])
+def test_greater_than(years):
     for tokenizer, gap in ((zoo().tokenizer, " "), (splitting(), "")):
-        prompts = GreaterThan(n=50).prompts(tokenizer)
+        prompts = GreaterThan(n=50, years=years).prompts(tokenizer)
         form = rf"The (\w+) lasted from the year (\d\d){gap}(\d\d) to the year (\d\d)"
         for item in prompts.items:
             (noun, century, start, again), twin = re.fullmatch(form, item.clean).groups(), re.fullmatch(form, item.corrupt).groups()
             assert twin == (noun, century, twin[2], again) and century == again
-            assert int(item.wrong) < int(start) < int(item.answer) and int(twin[2]) <= int(item.wrong)
+            right, wrong = sorted(map(int, item.answers)), sorted(map(int, item.wrongs))
+            if years == "pair":
+                assert len(right) == len(wrong) == 1 and wrong[0] < int(start) < right[0] and int(twin[2]) <= wrong[0]
+            else:
+                assert wrong[-1] == int(start) < right[0] and right[-1] == 99 and int(twin[2]) in wrong
+                assert {*item.answers.values(), *item.wrongs.values()} == {1.0}
             assert (century, start) != ("17", "76") or gap
             assert item.clean[slice(*item.spans["start"])] == start
         assert {prompts.position("start", 0)} == {7}
+
+
+def test_both_choices_of_years_have_the_same_prompts():
+    pair, every = (GreaterThan(n=20, years=years).prompts(zoo().tokenizer) for years in ("pair", "all"))
+    assert torch.equal(pair.clean, every.clean) and torch.equal(pair.corrupt, every.corrupt)
+    assert every.answers.have(pair.answers.tokens).all() and every.wrongs.have(pair.wrongs.tokens).all()
 
 
 def test_an_embedded_model_can_do_them():
     model = zoo()
     prompts = IndirectObject(n=32).prompts(model.tokenizer)
     assert Solves(model)(prompts).float().mean() > 0.95
-    prompts = GreaterThan(n=128).prompts(model.tokenizer)
+    prompts = GreaterThan(n=128, years="pair").prompts(model.tokenizer)
     means = []
     for ids in (prompts.clean, prompts.corrupt):
         logits = model.run(ids)[:, -1]
         rows = torch.arange(len(ids))
-        means.append((logits[rows, prompts.answers] - logits[rows, prompts.wrongs]).mean().item())
+        means.append((logits[rows, prompts.answers.tokens] - logits[rows, prompts.wrongs.tokens]).mean().item())
     assert means[0] > 1 > abs(means[1]), "later years are preferred, unless all are later"
+
+
+def test_greater_than_is_scored_as_published():
+    """The probability of all later years minus that of all others, summed by hand over what the vocabulary says."""
+    model = zoo()
+    prompts = GreaterThan(n=16).prompts(model.tokenizer)
+    logits = model.run(prompts.clean)[:, -1].float()
+    found = ProbDiff().score(logits, prompts)
+    words = [model.tokenizer.decode([token]).strip() for token in range(model.d_vocab)]
+    for item, row, value in zip(prompts.items, logits.softmax(-1).tolist(), found.tolist(), strict=True):
+        start = int(item.clean[slice(*item.spans["start"])])
+        signs = [(1 if int(word) > start else -1) if re.fullmatch(r"\d\d", word) else 0 for word in words]
+        assert value == pytest.approx(sum(sign * share for sign, share in zip(signs, row, strict=True)), abs=1e-5)
+    assert found.mean() > 0.5
 
 
 @pytest.mark.parametrize(
@@ -96,6 +123,7 @@ def test_an_embedded_model_can_do_them():
         (lambda: IndirectObject(orders=["abab"]), r"no order of names \(task.orders\) named 'abab'.*Choices: abba, baba"),
         (lambda: IndirectObject(orders=[]), r"at least one order, each once, and task.n be 1 or more; found \(\)"),
         (lambda: IndirectObject(n=0), "task.n be 1 or more"),
+        (lambda: GreaterThan(years="later"), r"no choice of years \(task.years\) named 'later'.*Choices: all, pair"),
         (lambda: GreaterThan(n=0), "must be 1 or more; found 0"),
     ],
 )

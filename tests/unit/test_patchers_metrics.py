@@ -154,7 +154,7 @@ def test_percent_of_a_difference_is_a_ratio_of_means():
 
 
 def test_percent_of_a_distance_is_measured_from_the_patched_run():
-    baseline = Baseline(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 5.0]), Floor.PATCHED, "nats")
+    baseline = Baseline(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 5.0]), Floor.ABLATED, "nats")
     assert baseline.percent(torch.tensor([[1.0, 1.0], [0.0, 0.0], [4.0, 4.0]])).tolist() == [75.0, 100.0, 0.0]
 
 
@@ -163,8 +163,8 @@ def test_directions_and_units():
         "logit_diff": ("logits", True, "zero"),
         "prob_diff": ("probability", True, "zero"),
         "accuracy": ("share", True, "zero"),
-        "answer_rank": ("tokens", False, "patched"),
-        "kl": ("nats", False, "patched"),
+        "answer_rank": ("tokens", False, "ablated"),
+        "kl": ("nats", False, "ablated"),
     }
 
 

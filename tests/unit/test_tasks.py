@@ -184,7 +184,7 @@ def test_answers_are_the_next_token_of_the_joint_tokenization(task, bos, tokeniz
     prompts = task(n=4, bos=bos).prompts(tokenizer)
     begin = [tokenizer.bos_token_id] if bos else []
     for row, item in enumerate(prompts.items):
-        for text, token in ((item.answer, prompts.answers[row]), (item.wrong, prompts.wrongs[row])):
+        for text, token in ((item.answer, prompts.answers.tokens[row]), (item.wrong, prompts.wrongs.tokens[row])):
             assert [*prompts.clean[row].tolist(), token.item()] == begin + ids(tokenizer, item.clean + text, special=bos is None)
         assert prompts.corrupt[row].tolist() == begin + ids(tokenizer, item.corrupt, special=bos is None)
 
@@ -215,8 +215,8 @@ def test_a_token_behind_every_text_is_refused():
 def test_a_space_that_is_a_token_moves_into_the_prompt():
     prompts = tasks.BareNumerals().prompts(LLAMA)
     assert [item.clean for item in prompts.items] == ["1 2 3 4 ", "2 3 4 5 ", "3 4 5 6 ", "4 5 6 7 ", "5 6 7 8 "]
-    assert LLAMA.convert_ids_to_tokens(prompts.answers.tolist()) == ["5", "6", "7", "8", "9"]
-    assert LLAMA.convert_ids_to_tokens(prompts.wrongs.tolist()) == ["4", "5", "6", "7", "8"]
+    assert LLAMA.convert_ids_to_tokens(prompts.answers.tokens.tolist()) == ["5", "6", "7", "8", "9"]
+    assert LLAMA.convert_ids_to_tokens(prompts.wrongs.tokens.tolist()) == ["4", "5", "6", "7", "8"]
     assert all(item.corrupt.endswith(" ") for item in prompts.items)
     assert set(LLAMA.convert_ids_to_tokens(prompts.clean[:, -1].tolist())) == {"▁"}
 
@@ -233,7 +233,7 @@ def test_labels_are_at_the_last_token_of_their_member(task, tokenizer):
             for label, (start, end) in spans.items():
                 token = tokenizer.convert_ids_to_tokens(table[row, prompts.position(label, group)].item())
                 assert token.strip(" ▁") == text[start:end]
-    assert prompts.spans["last"] == (prompts.n_pos - 1,) * len(prompts.group_names)
+    assert prompts.spans["last"].tolist() == [prompts.n_pos - 1] * len(prompts)
 
 
 def test_fillers_that_break_the_length_are_dropped():
@@ -429,7 +429,7 @@ def test_embedded_models_know_every_task(kind, model):
     tokenizer = AutoTokenizer.from_pretrained(ZOO / model)
     prompts = kind(n=kind().n_starts).prompts(tokenizer)
     assert len(prompts) == kind().n_starts * len(kind().templates)
-    assert {tokenizer.decode([token]) for token in prompts.answers.tolist()} == set(kind().members[kind().length :])
+    assert {tokenizer.decode([token]) for token in prompts.answers.tokens.tolist()} == set(kind().members[kind().length :])
     assert tokenizer.unk_token_id not in torch.cat([prompts.clean, prompts.corrupt])
 
 
@@ -455,9 +455,9 @@ def test_file_is_read_in_its_order(write):
     path = write(LINE | labels, "", second | other, LINE | labels | {"group": "a"})
     prompts = tasks.FromFile(path).prompts(GPT2)
     assert [item.clean for item in prompts.items] == ["one two three", "two three four", "one two three"]
-    assert GPT2.convert_ids_to_tokens(prompts.answers.tolist()) == [" four", " five", " four"]
+    assert GPT2.convert_ids_to_tokens(prompts.answers.tokens.tolist()) == [" four", " five", " four"]
     assert (prompts.group_names, prompts.groups.tolist()) == (("b", "a"), [0, 0, 1])
-    assert prompts.spans == {"S1": (0, 0), "S3": (2, 2), "last": (2, 2)}
+    assert {label: places.tolist() for label, places in prompts.spans.items()} == {"S1": [0] * 3, "S3": [2] * 3, "last": [2] * 3}
     assert len(tasks.FromFile(path, n=1).prompts(GPT2)) == 2
     passed = tasks.FromFile(path, n=1).prompts(GPT2, accept=lambda each: torch.tensor([False, True, True]))
     assert [item.clean for item in passed.items] == ["two three four", "one two three"]
@@ -488,10 +488,10 @@ def test_a_bad_line_is_named(bad, message, write):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({"corrupt": "two one"}, r"same number of tokens, which is 3 here, but the corrupt prompt 'two one' has 2\. Use members"),
+        ({"corrupt": "two one"}, r"as many tokens as its clean twin, but 'one two three' has 3 and 'two one' has 2\. Use words"),
         ({"answer": " seven eight"}, r"must add exactly one token.*' seven eight' behind 'one two three'.*\. Give another answer"),
         ({"answer": " Xyz"}, r"must be in the tokenizer's vocabulary, but ' Xyz' is unknown"),
-        ({"answer": " three"}, r"must be different tokens, but both are \[' three'\] behind 'one two three'\. Give another"),
+        ({"answer": " three"}, r"must be different tokens, but in both sets is \[' three'\] behind 'one two three'\. Give another"),
         ({"labels": {"S1": [0, 3]}}, r"must be in every prompt, clean and corrupt, but 'S1' is not"),
     ],
 )
@@ -505,12 +505,18 @@ def test_no_prompts_are_no_set():
         encode([], Encoder(GPT2))
 
 
-def test_a_label_at_several_positions_is_refused(write):
+def test_labels_are_per_prompt_but_the_same_in_twins(write):
     lines = [LINE | {"labels": {"it": [0, 3]}}, LINE | {"labels": {"it": [4, 7]}}]
+    prompts = tasks.FromFile(write(*lines)).prompts(GPT2)
+    assert prompts.places("it").tolist() == [0, 1]
+    with pytest.raises(PromptError, match=r"'it' on the same token in all prompts of group 'all', found it on \[0, 1\]\. Use groups"):
+        prompts.position("it", 0)
     with pytest.raises(
-        PromptError, match=r"same position in all prompts of a group, but 'it' lies at \[0, 1\] in group 'all'\. Use groups"
+        PromptError, match=r"^Line 2 of .*same position in a corrupt prompt as in its clean twin, but 'it' lies at 1 in 'one"
     ):
-        tasks.FromFile(write(*lines)).prompts(GPT2)
+        tasks.FromFile(
+            write(LINE | {"labels": {"it": [0, 3]}}, LINE | {"labels": {"it": [4, 7]}, "corrupt_labels": {"it": [0, 3]}})
+        ).prompts(GPT2)
 
 
 def test_a_label_within_a_token_is_refused(write):

@@ -43,7 +43,7 @@ class EdgePasses:
     def __init__(self, engine: PackedEngine, universe: EdgeUniverse, mask: Bool[Tensor, "node"], patcher: Patcher) -> None:
         self.model = engine.model
         self.universe = universe
-        self.layers = CircuitLayers(engine.model, mask, engine.replacements(mask), skip=engine.skips)
+        self.layers = CircuitLayers(engine.model, mask, engine.replacements(mask), engine.prompts, skip=engine.skips)
         self.sent = Sent(patcher, engine.prompts, self.layers)
         self._runs = 2 if patcher.needs.source == "run" else 1
         self._engine = engine

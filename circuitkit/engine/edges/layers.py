@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.node import Kind
+from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.packed.replacements import Replacements
 from circuitkit.models.hooked import Heads, HookedModel, Layer, Projections, Resid
 
@@ -47,6 +48,7 @@ class CircuitLayers:
         model: The model.
         mask: The circuit.
         replacements: For everything else.
+        prompts: On which it runs.
         skip: Whether replaced modules may be left uncomputed.
 
     Attributes:
@@ -55,19 +57,22 @@ class CircuitLayers:
         mlps: For each layer, whether its MLP is a member.
     """
 
-    def __init__(self, model: HookedModel, mask: Bool[Tensor, "node"], replacements: Replacements, *, skip: bool) -> None:
+    def __init__(
+        self, model: HookedModel, mask: Bool[Tensor, "node"], replacements: Replacements, prompts: PromptSet, *, skip: bool
+    ) -> None:
         self.model = model
         members = model.universe.members(mask)
         layers = range(model.n_layers)
         self.heads = [[node.head for node in members if node.kind is Kind.HEAD and node.layer == layer] for layer in layers]
         self.mlps = [any(node.kind is Kind.MLP and node.layer == layer for node in members) for layer in layers]
         self._replacements = replacements
+        self._prompts = prompts
         self.skip = skip
 
     def states(self, ids: Tensor, rows: slice) -> States:
         """Everything that flows in the circuit when it reads these tokens in the place of some prompts."""
         found = States()
-        resid = self.model.embed(ids)
+        resid = self.model.embed(ids, **self._prompts.padding(rows))
         for layer in range(self.model.n_layers):
             resid = resid.to(self.model.device_of(layer))
             projections = self.projections(layer, resid)
@@ -108,10 +113,10 @@ class CircuitLayers:
         if projections is None:
             value = self._replacements.heads(layer, None, rows)
             return value.repeat(n_rows // len(value), 1, 1, 1)
-        return self.replaced(layer, self.attend(layer, projections), rows)
+        return self.replaced(layer, self.attend(layer, projections, rows), rows)
 
-    def attend(self, layer: int, projections: Projections) -> Heads:
-        """What the heads of a layer make of queries, keys and values."""
+    def attend(self, layer: int, projections: Projections, rows: slice) -> Heads:
+        """What the heads of a layer make of queries, keys and values of some prompts."""
         seen: list[Heads] = []
 
         def visit(site: Layer) -> None:
@@ -121,7 +126,8 @@ class CircuitLayers:
         n_rows, n_pos = projections[0].shape[:2]
         blank = projections[0].new_zeros(()).expand(n_rows, n_pos, self.model.d_model)
         ids = torch.zeros(n_rows, n_pos, dtype=torch.long, device=self.model.device)
-        self.model.run(ids, visit, start=layer, resid=blank, stop=layer, attention_mask=torch.ones_like(ids))
+        inputs = {"attention_mask": torch.ones_like(ids)} | self._prompts.padding(rows, n_rows // (rows.stop - rows.start))
+        self.model.run(ids, visit, start=layer, resid=blank, stop=layer, **inputs)
         return seen[0]
 
     def replaced(self, layer: int, z: Heads, rows: slice) -> Heads:

@@ -78,9 +78,10 @@ class PrunedEdges:
                     target[..., node.head, :] = read[PORTS.index(port)][..., self._passes.slice_of(node, port), :]
                     touched = touched or port != "q"
         if group == 1 or not touched:
-            z = self._passes.layers.attend(layer, (queries, keys[:, :, ::group], values[:, :, ::group]))
+            z = self._passes.layers.attend(layer, (queries, keys[:, :, ::group], values[:, :, ::group]), rows)
         else:  # heads that share keys and values may now each have their own: one attention for each place in the groups
-            parts = [self._passes.layers.attend(layer, (queries, keys[:, :, at::group], values[:, :, at::group])) for at in range(group)]
+            taken = ((queries, keys[:, :, at::group], values[:, :, at::group]) for at in range(group))
+            parts = [self._passes.layers.attend(layer, each, rows) for each in taken]
             z = torch.stack([parts[head % group][:, :, head] for head in range(self._passes.model.n_heads)], 2)
         return self._passes.layers.replaced(layer, z, rows)
 

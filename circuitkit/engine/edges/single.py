@@ -85,7 +85,7 @@ class SingleEdges:
                 which, head = PORTS.index(port), self._passes.slice_of(dst, port)
                 given[which][place, ..., head, :] = changed[src][which][..., head, :]
         queries, keys, values = (part.flatten(0, 1) for part in given)
-        z = self._passes.layers.attend(layer, (queries, keys, values)).unflatten(0, (n_pairs, -1))
+        z = self._passes.layers.attend(layer, (queries, keys, values), at.rows).unflatten(0, (n_pairs, -1))
         # Heads that share keys and values with the receiver, and those that are replaced, stay as they were.
         patched = repeated(at.clean.z[layer], n_pairs).unflatten(0, (n_pairs, -1))
         for place, (_, dst) in enumerate(pairs):

@@ -162,8 +162,9 @@ class ReferenceEdges(EdgeEngine):
         groups = self.prompts.groups if self.patcher.needs.pool == "group" else torch.zeros_like(self.prompts.groups)
 
         def mean(parts: list[Tensor]) -> Tensor:
-            whole = torch.cat(parts)
-            return torch.stack([whole[groups == group].double().mean(0).to(whole.dtype) for group in groups[rows]])
+            whole = torch.cat([self._nodes.padded(part) for part in parts])
+            means = torch.stack([whole[groups == group].double().mean(0).to(whole.dtype) for group in groups[rows]])
+            return means[:, int(self.prompts.pads[rows.start]) :]
 
         found = Seen(read={("heads", 0): mean([run.read["heads", 0] for run in runs])})
         for layer in range(self.model.n_layers):
@@ -187,7 +188,7 @@ class ReferenceEdges(EdgeEngine):
     def _run(self, given: Given, prompts: Tensor | None = None) -> Seen:
         """One whole pass of the circuit, on the clean prompts if no others are given."""
         seen, model = Seen(), self.engine.model
-        ids = (self.engine.prompts.clean if prompts is None else prompts)[self._rows]
+        ids = self._nodes.unpadded(self.engine.prompts.clean if prompts is None else prompts, self._rows)
         with ExitStack() as stack:
             # What is given comes after what the circuit replaces, and is recorded last.
             stack.enter_context(self._nodes.replaced(self._removed, self._rows, ids))

@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Masks
+from circuitkit.core.shapes import Logits, Masks, TokenIds
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.metrics.base import Metric
@@ -57,7 +57,7 @@ class ReferenceEngine(NodeEngine):
             sources = self._sources_for(removed)
             for rows in self.slices():
                 with self._replaced(removed, sources, rows, self.prompts.clean):
-                    logits = self.forward(self.prompts.clean[rows])
+                    logits = self.forward(self.unpadded(self.prompts.clean, rows))
                 yield torch.tensor([index]), rows, logits[None]  # with no hook left: the caller may run the model
 
     def on(self, prompts: PromptSet) -> ReferenceEngine:
@@ -69,17 +69,27 @@ class ReferenceEngine(NodeEngine):
         return ReferenceEdges(self, circuit, **options)
 
     def clean_logits(self) -> Logits:
-        return torch.cat([self.forward(self.prompts.clean[rows]) for rows in self.slices()])
+        return torch.cat([self.forward(self.unpadded(self.prompts.clean, rows)) for rows in self.slices()])
 
     def forward(self, ids: Tensor) -> Logits:
-        """Logits of the model with the hooks that it has now, at the last position, float32; nnsight has no part in it."""
+        """Logits of the model with the hooks that it has now, at the last position, float32; nnsight has no part in it.
+
+        ``ids`` have no padding.
+        """
         with torch.no_grad(), unwrapped(self.model.hf):
             return self.model.hf(ids.to(self.model.device), use_cache=False).logits[:, -1].float()
 
     def slices(self) -> Iterator[slice]:
-        """The prompts, in passes."""
-        for first in range(0, len(self.prompts), self._max_rows):
-            yield slice(first, min(first + self._max_rows, len(self.prompts)))
+        """The prompts, in passes of neighbours of equal length: here nothing is ever padded."""
+        lengths, first = self.prompts.lengths.tolist(), 0
+        for end in range(1, len(lengths) + 1):
+            if end == len(lengths) or end - first == self._max_rows or lengths[end] != lengths[first]:
+                yield slice(first, end)
+                first = end
+
+    def unpadded(self, ids: TokenIds, rows: slice) -> TokenIds:
+        """Token ids of some prompts of equal length, without their padding."""
+        return ids[rows, int(self.prompts.pads[rows.start]) :]
 
     def _sources_for(self, removed: list[Node]) -> dict[Node, Tensor]:
         """What the patcher needs; with conditional means, MLP means are taken anew with the removed heads replaced."""
@@ -98,8 +108,8 @@ class ReferenceEngine(NodeEngine):
                     stack.enter_context(self._replaced(list(removed_heads), self._plain, rows, self.prompts.corrupt))
                 for layer in range(self.model.n_layers):
                     stack.enter_context(self._recorded(layer, seen))
-                self.forward(self.prompts.corrupt[rows])
-        whole = {node: torch.cat(parts) for node, parts in seen.items()}
+                self.forward(self.unpadded(self.prompts.corrupt, rows))
+        whole = {node: torch.cat([self.padded(part) for part in parts]) for node, parts in seen.items()}
         if self.patcher.needs.source == "run":
             return whole
         groups = self.prompts.groups if self.patcher.needs.pool == "group" else torch.zeros_like(self.prompts.groups)
@@ -109,6 +119,10 @@ class ReferenceEngine(NodeEngine):
                 mean[groups == group] = act[groups == group].double().mean(0).to(act.dtype)
             whole[node] = mean
         return whole
+
+    def padded(self, act: Float[Tensor, "row pos *rest"]) -> Float[Tensor, "row all_pos *rest"]:
+        """Activations of some prompts, in the columns of the longest one. What stands at the left of a shorter one is never read."""
+        return nn.functional.pad(act, (*[0] * (2 * act.ndim - 4), self.prompts.n_pos - act.shape[1], 0))
 
     @contextmanager
     def _recorded(self, layer: int, seen: dict[Node, list[Tensor]]) -> Iterator[None]:
@@ -175,11 +189,11 @@ class ReferenceEngine(NodeEngine):
     def _value(self, node: Node, act: Tensor, current: Tensor, sources: dict[Node, Tensor], rows: slice) -> Tensor:
         """The activation after replacing a node, at all positions or only at those that it names."""
         source = sources.get(node.component)
-        value = self.patcher.value(act, None if source is None else source[rows].to(act.device), node.component)
+        source = None if source is None else source[rows, -act.shape[1] :].to(act.device)
+        value = self.patcher.value(act, source, node.component)
         if node.span is None:
             return value
         current = current.clone()
-        for row, group in enumerate(self.prompts.groups[rows].tolist()):
-            position = self.prompts.position(node.span, group)
+        for row, position in enumerate(self.prompts.places(node.span)[rows].tolist()):
             current[row, position] = value[row, position]
         return current

@@ -72,7 +72,7 @@ class PackedEngine(NodeEngine):
         self.budget = RowBudget(self.model, self.prompts.n_pos, max_rows)
         self._layout = Layout(self.universe, self.prompts)
         self._skip = not self.patcher.reads_activation
-        self._clean_lane = self._lane(self.prompts.clean)
+        self._clean_lane = self._lane()
         if not self._skip:
             _log.info("%s reads the activation that it replaces, so no module is skipped.", type(self.patcher).__name__)
 
@@ -112,10 +112,10 @@ class PackedEngine(NodeEngine):
     def clean_logits(self) -> Logits:
         return torch.cat(self._clean_lane.extend(self.universe.full(), self.model.n_layers, self._replacements_for))
 
-    def _lane(self, ids: Tensor, *, corrupt: bool = False) -> Lane:
+    def _lane(self, *, corrupt: bool = False) -> Lane:
         prefix = unchanged_prefix(self.prompts, self.patcher)
         prefix = prefix if prefix * _PREFIX_WORTH >= self.prompts.n_pos else 0
-        return Lane(self.model, self._layout, ids, self.budget, self.work, skip=self._skip, corrupt=corrupt, prefix=prefix)
+        return Lane(self.model, self._layout, self.prompts, self.budget, self.work, skip=self._skip, corrupt=corrupt, prefix=prefix)
 
     @cached_property
     def _replacements_for(self) -> ReplacementsFor:
@@ -129,7 +129,7 @@ class PackedEngine(NodeEngine):
                 "the fast engine does not do "
                 "both. Run with engine=reference, or set reads_activation = False if it does not read it."
             )
-        lane = self._lane(self.prompts.corrupt, corrupt=True)
+        lane = self._lane(corrupt=True)
         return ConditionalMeans(lane, self._layout, plain, entries(needs, self.prompts), self.model.dtype)
 
     @cached_property

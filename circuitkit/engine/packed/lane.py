@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitkit.core.errors import noted
+from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks
 from circuitkit.engine.packed.layout import Edits, Layout
 from circuitkit.engine.packed.memory import RowBudget, within_memory
@@ -61,11 +62,11 @@ class Lane:
     Args:
         model: The model.
         layout: Of the units.
-        ids: Token ids of the prompts.
+        prompts: The prompts.
         budget: Rows a pass.
         work: Where passes are counted.
         skip: Whether replaced modules may be left uncomputed.
-        corrupt: Whether these are the corrupt prompts, for counting.
+        corrupt: Whether to run the corrupt prompts.
         prefix: First position at which a replacement changes anything.
 
     Attributes:
@@ -77,7 +78,7 @@ class Lane:
         self,
         model: HookedModel,
         layout: Layout,
-        ids: Int[Tensor, "prompt pos"],
+        prompts: PromptSet,
         budget: RowBudget,
         work: Work,
         *,
@@ -85,10 +86,12 @@ class Lane:
         corrupt: bool = False,
         prefix: int = 0,
     ) -> None:
+        ids = prompts.corrupt if corrupt else prompts.clean
         self.trunk = Trunk(model, layout, *ids.shape)
         self._model = model
         self._layout = layout
         self._ids = ids
+        self._prompts = prompts
         self._budget = budget
         self._work = work
         self._skip = skip
@@ -217,7 +220,8 @@ class Lane:
     ) -> Tensor | None:
         if cut:
             cache = prefix_cache(self._model, self.trunk.kv, rows, n_masks, cut)
-        inputs = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        inputs: dict[str, Any] = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        inputs |= self._prompts.padding(rows, n_masks, cut)
         resid = self.trunk.resid(entry, rows)
         if resid is not None:
             resid = resid[:, cut:].repeat(n_masks, 1, 1)
@@ -245,4 +249,3 @@ class Lane:
             if saved > last - max(shared, self.trunk.valid_until(base)):
                 return last
         return shared
-

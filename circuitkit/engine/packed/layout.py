@@ -107,16 +107,17 @@ def _component_places(universe: NodeUniverse) -> Int[Tensor, "layer component sp
 
 
 def _span_table(universe: NodeUniverse, prompts: PromptSet) -> Int[Tensor, "prompt pos"]:
-    n_groups = len(prompts.group_names)
-    table = torch.full((n_groups, prompts.n_pos), len(universe.spans))
+    n_spans, rows = len(universe.spans), torch.arange(len(prompts))
+    table = torch.full((len(prompts), prompts.n_pos), n_spans)
     for index, span in enumerate(universe.spans):
-        for group in range(n_groups):
-            position = prompts.position(span, group)
-            taken = int(table[group, position])
-            if taken != len(universe.spans):
-                raise MeasurementError(
-                    f"Positions {universe.spans[taken]!r} and {span!r} are both token {position} in prompts of group "
-                    f"{prompts.group_names[group]!r}, so a mask could contradict itself. Name each position once."
-                )
-            table[group, position] = index
-    return table[prompts.groups]
+        columns = prompts.columns(span)
+        taken = table[rows, columns]
+        if (taken != n_spans).any():
+            row = int((taken != n_spans).int().argmax())
+            place = int(columns[row] - prompts.pads[row])
+            raise MeasurementError(
+                f"Positions {universe.spans[int(taken[row])]!r} and {span!r} are both token {place} in prompts of group "
+                f"{prompts.group_names[int(prompts.groups[row])]!r}, so a mask could contradict itself. Name each position once."
+            )
+        table[rows, columns] = index
+    return table

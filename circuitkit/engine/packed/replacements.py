@@ -100,7 +100,7 @@ class Collector:
             seen["heads", layer.index] = layer.z
             seen["mlps", layer.index] = layer.mlp_out
 
-        self._model.run(self._prompts.corrupt[rows], visit, stop=self._model.n_layers - 1)
+        self._model.run(self._prompts.corrupt[rows], visit, stop=self._model.n_layers - 1, **self._prompts.padding(rows))
         for key, act in seen.items():
             if self._needs.source == "mean":
                 self._sums.setdefault(key, GroupMean(self._groups)).add(act, rows)

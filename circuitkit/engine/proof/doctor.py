@@ -73,8 +73,9 @@ def examine(patient: Patient) -> Iterator[Check]:
     """Runs every check, in the order in which they are best read."""
     model = patient.model
     hooks, weights = hooks_of(model), digests_of(model)
+    longest = patient.prompts.take(patient.prompts.pads == 0)
     for check in MODEL_CHECKS:
-        yield _outcome(check, model, patient.prompts)
+        yield _outcome(check, model, longest)
     for each in ENGINE_CHECKS:
         yield _outcome(each, patient)
     yield hooks_gone(model, hooks)
@@ -85,7 +86,7 @@ def corrupt_run(patient: Patient) -> Check:
     """Corrupt prompts with every component replaced by its own corrupt output are the corrupt run."""
     prompts = replace(patient.prompts, clean=patient.prompts.corrupt)
     found = replace(patient, prompts=prompts).logits(patient.model.universe.empty()[None], patient.resample)[0]
-    expected = plain(patient.model, prompts.clean)[:, -1].float().cpu()
+    expected = plain(patient.model, prompts.clean, **prompts.padding(slice(0, len(prompts))))[:, -1].float().cpu()
     what = "corrupt prompts, everything replaced by its own corrupt output = the corrupt run"
     return Check.of("corrupt_run", what, relative(found, expected), tolerance(patient.model))
 
@@ -110,7 +111,7 @@ def conditional(patient: Patient) -> Check:
 
 def positions(patient: Patient) -> Check:
     """So do masks of single positions."""
-    spans = ("0", "last") if patient.prompts.n_pos > 1 else ("last",)
+    spans = ("0", "last") if patient.prompts.lengths.min() > 1 else ("last",)
     universe = patient.model.universe.at(spans)
     what = f"random masks of (component, position) pairs, at {' and '.join(spans)} = the naive path"
     return _compared(patient, "positions", what, sample_masks(universe), _plain_patchers(patient), universe)
@@ -221,7 +222,8 @@ def _write_nothing(patient: Patient) -> set[Node]:
     def visit(layer: Layer) -> None:
         seen[layer.index] = layer.z, layer.mlp_out
 
-    model.run(patient.prompts.clean, visit, stop=model.n_layers - 1)
+    prompts = patient.prompts
+    model.run(prompts.clean, visit, stop=model.n_layers - 1, **prompts.padding(slice(0, len(prompts))))
     dead = set()
     for index, (z, out) in seen.items():
         bias = model.project(index, torch.zeros_like(z))

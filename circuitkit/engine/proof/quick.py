@@ -81,7 +81,8 @@ def few(engine: Engine) -> PromptSet:
     if engine.patcher.needs.source == "run" and same:
         _log.warning("%d of %d corrupt prompts are the same as their clean twins: patches change nothing there.", same, len(prompts))
     rows = different.nonzero().flatten() if different.any() else torch.arange(len(prompts))
-    return prompts.take(rows[:N_PROMPTS])
+    others = rows[prompts.lengths[rows] != prompts.lengths[rows[0]]]  # of another length, so that padding is looked at too
+    return prompts.take(torch.cat([rows[:1], others[:1], rows[1:]])[:N_PROMPTS])
 
 
 def _masks(universe: NodeUniverse) -> Masks:

@@ -50,6 +50,7 @@ def summary(body: Mapping[str, Any]) -> Table:
         ("circuit", f"{circuit['label']}: {circuit['n_heads']} heads, {circuit['n_mlps']} MLPs"),
         ("model, task, metric", f"{body['model']}, {body['task']}, {body['metric']}"),
         ("score of the circuit alone", shown_interval(body["score"])),
+        ("how it is normalised", str(body.get("formula", "not said"))),
         ("untouched model", f"{shown(number(body['clean_mean']), unit, 3)} on {body['n_prompts']} prompts"),
         ("everything replaced", shown(number(body["patched_mean"]), unit, 3)),
     )
