@@ -253,6 +253,12 @@ class NodeUniverse(Universe):
     def as_nodes(self) -> NodeUniverse:
         return self
 
+    def only(self, *kinds: Kind) -> NodeUniverse:
+        """The units of these kinds."""
+        places = [self.places_of(kind, site)[0] for kind in kinds for site in _sites_of(kind)]
+        chosen = torch.cat([torch.zeros(0, dtype=torch.long), *places])
+        return NodeUniverse(self.n_layers, self.n_heads, self._columns[:, chosen].long(), self.spans)
+
     def __or__(self, other: NodeUniverse) -> NodeUniverse:
         """The units of both.
 
@@ -440,6 +446,10 @@ def _listed(choices: Iterable[Node]) -> str:
 
 def _columns(stage: int, layers: Int[Tensor, "unit"], slots: Int[Tensor, "unit"]) -> Int[Tensor, "4 unit"]:
     return torch.stack([torch.full_like(layers, stage), layers, slots, torch.zeros_like(layers)])
+
+
+def _sites_of(kind: Kind) -> tuple[Site | None, ...]:
+    return tuple(_FEATURES) if kind in (Kind.FEATURE, Kind.ERROR) else (None,)
 
 
 def _kind_of(stage: int) -> tuple[Kind, Site | None]:

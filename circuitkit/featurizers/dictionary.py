@@ -23,8 +23,8 @@ class Dictionary(Featurizer):
         decoder_bias: Of the activation.
         activation: The function f: ``torch.nn.ReLU()``, ``JumpReLU`` or ``TopK``.
         centred: Whether the decoder's bias is taken from what is encoded.
-        reads_input: True for a transcoder, which makes the features of what the MLP reads. The linear path that some transcoders have beside
-            their features is part of the error term, as no feature carries it.
+        reads_input: True for a transcoder, which makes the features of what the MLP reads. The linear path that some transcoders
+            have beside their features is part of the error term, as no feature carries it.
     """
 
     encoder: Tensor
@@ -47,8 +47,8 @@ class Dictionary(Featurizer):
         found = tuple(encoder.shape), tuple(encoder_bias.shape), tuple(decoder_bias.shape)
         if found != ((width, n_features), (n_features,), (width,)):
             raise ConfigError(
-                f"A dictionary whose decoder has {n_features} features x width {width} needs an encoder of {width} x {n_features} and biases "
-                f"of {n_features} and {width}; found {found[0]}, {found[1]} and {found[2]}. The file may be of another layout."
+                f"A dictionary whose decoder has {n_features} features x width {width} needs an encoder of {width} x {n_features} and "
+                f"biases of {n_features} and {width}; found {found[0]}, {found[1]} and {found[2]}. The file may be of another layout."
             )
         super().__init__(width, n_features, reads_input=reads_input)
         self.activation = activation or nn.ReLU()

@@ -1,7 +1,7 @@
 """Dictionaries from safetensors files, in the layouts in which they are published.
 
-Known are folders of SAELens (``cfg.json`` beside ``sae_weights.safetensors``), and files with ``W_enc``, ``W_dec``, ``b_enc``, ``b_dec`` and
-perhaps a threshold, as Gemma Scope (``params``, ``config.json`` beside) and per-layer transcoders (``layer_3.safetensors``) have them.
+Known are folders of SAELens (``cfg.json`` beside ``sae_weights.safetensors``), and files with ``W_enc``, ``W_dec``, ``b_enc``, ``b_dec``
+and perhaps a threshold, as Gemma Scope (``params``, ``config.json`` beside) and per-layer transcoders (``layer_3.safetensors``) have them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _weights_file(path: Path) -> Path:
     if len(named) == 1 or len(files) == 1:
         return (named or files)[0]
     found = f"{len(files)} of them" if files else "a folder without one" if path.is_dir() else "no such file or folder"
-    raise ConfigError(f"Expected a safetensors file with a dictionary at {path}, or a folder with one; found {found}. Name the file itself.")
+    raise ConfigError(f"Expected a safetensors file with a dictionary at {path}, or a folder with one; found {found}. Name the file.")
 
 
 def _config(file: Path) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ _PLACEMENT = ("device_map", "max_memory", "offload_folder")
 def run(config: DictConfig) -> None:
     """Prints what the configured run will take. With ``dir=...`` it is also written there as plan.json."""
     task, patcher = build(config.task, Task), build(config.patcher, Patcher)  # small parts first, as in a run
-    metric, method = build(config.metric, Metric), build(config.method, Method)
+    metric, method = metric_of(config), build(config.method, Method)
     model = shape(config)
     prompts = task.prompts(model.tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

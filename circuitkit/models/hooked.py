@@ -316,7 +316,7 @@ class HookedModel:
         return logits
 
     def module(self, layer: int, part: str) -> nn.Module:
-        """The plain torch module of one part of a layer: ``attention``, ``out_proj``, ``mlp``, ``mlp_out_proj``, ...: as in ``Architecture``."""
+        """The plain torch module of one part of a layer, named as in ``Architecture``: ``attention``, ``out_proj``, ``mlp``, ..."""
         return self.hf.get_submodule(f"{self.architecture.blocks}.{layer}.{getattr(self.architecture, part)}")
 
     @cached_property
