@@ -64,9 +64,7 @@ def record(featurizers: Featurizers, place: Place, seen: dict[Place, list[Encode
     return change
 
 
-def replaced(
-    featurizers: Featurizers, patcher: Patcher, place: Place, nodes: Sequence[Node], source: Encoded | None, lay: Lay
-) -> Change:
+def replaced(featurizers: Featurizers, patcher: Patcher, place: Place, nodes: Sequence[Node], source: Encoded | None, lay: Lay) -> Change:
     """A change that replaces some units.
 
     Args:
