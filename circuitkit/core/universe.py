@@ -256,7 +256,7 @@ class NodeUniverse(Universe):
     def only(self, *kinds: Kind) -> NodeUniverse:
         """The units of these kinds."""
         places = [self.places_of(kind, site)[0] for kind in kinds for site in _sites_of(kind)]
-        chosen = torch.cat([torch.zeros(0, dtype=torch.long), *places])
+        chosen = torch.cat([torch.zeros(0, dtype=torch.long, device="cpu"), *places])
         return NodeUniverse(self.n_layers, self.n_heads, self._columns[:, chosen].long(), self.spans)
 
     def __or__(self, other: NodeUniverse) -> NodeUniverse:
@@ -414,10 +414,17 @@ class EdgeUniverse(Universe):
         return hashlib.sha256(repr((self.edge_level.value, self.parallel, tuple(map(str, self.nodes)))).encode()).hexdigest()
 
     def members(self, mask: Bool[Tensor, "edge"]) -> tuple[Edge, ...]:
-        return tuple(self.unit(place) for place in mask.nonzero().flatten().tolist())
+        kept = mask.nonzero().flatten()
+        ends = zip(self.src[kept].tolist(), self.dst[kept].tolist(), strict=True)
+        return tuple(Edge(self.senders[src], self.receivers[dst]) for src, dst in ends)
 
     def live(self, mask: Bool[Tensor, "edge"]) -> tuple[tuple[Node, ...], tuple[Edge, ...]]:
         """The nodes from which kept edges lead to the logits, and the kept edges into these nodes and the logits."""
+        reached, kept = self.live_mask(mask)
+        return tuple(self.nodes[place] for place in reached.nonzero().flatten().tolist()), self.members(kept)
+
+    def live_mask(self, mask: Bool[Tensor, "edge"]) -> tuple[Bool[Tensor, "node"], Bool[Tensor, "edge"]]:
+        """The same as masks over ``nodes`` and over the edges: for universes of any size."""
         reached = torch.zeros(len(self.senders), dtype=torch.bool, device="cpu")
         kept = torch.zeros_like(mask)
         bounds = self.offsets.tolist()
@@ -427,8 +434,7 @@ class EdgeUniverse(Universe):
                 into = mask[bounds[place] : bounds[place + 1]]
                 kept[bounds[place] : bounds[place + 1]] = into
                 reached[: len(into)] |= into
-        nodes = tuple(node for node, there in zip(self.nodes, reached[1:].tolist(), strict=True) if there)
-        return nodes, self.members(kept)
+        return reached[1:], kept
 
     @cached_property
     def _sender_at(self) -> dict[Node, int]:
