@@ -455,7 +455,7 @@ def _columns(stage: int, layers: Int[Tensor, "unit"], slots: Int[Tensor, "unit"]
 
 
 def _sites_of(kind: Kind) -> tuple[Site | None, ...]:
-    return tuple(_FEATURES) if kind in (Kind.FEATURE, Kind.ERROR) else (None,)
+    return tuple(_FEATURES) if kind in (Kind.FEATURE, Kind.ERROR) else (None,) if kind in _STAGES else ()
 
 
 def _kind_of(stage: int) -> tuple[Kind, Site | None]:

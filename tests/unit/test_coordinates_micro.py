@@ -18,7 +18,7 @@ from circuitkit.patchers import Mean, Resample, Zero
 
 # One layer, two heads, an MLP of two neurons. Dimensions: 0 is always 1, 1 the token's value (its id), 2 what heads write, 3 what the MLP
 #   writes. Head 0 adds 1 x mean value, head 1 adds 2 x mean value to dimension 2; neuron 0 reads dimension 2 and adds 10 x it to
-#   dimension 3;#   neuron 1 is 0. logit of token 1 = dimension 2 + dimension 3; logit of token 2 = dimension 0 = 1.
+#   dimension 3; neuron 1 is 0. Logit of token 1 = dimension 2 + dimension 3; logit of token 2 = dimension 0 = 1.
 
 
 @pytest.fixture(scope="module")

@@ -173,9 +173,9 @@ def _coordinate_places(universe: NodeUniverse) -> dict[Place, Coordinates]:
         for layer in torch.cat([where[:, 0], of_errors[:, 0]]).unique().tolist():
             here = where[:, 0] == layer
             slots, row = where[here, 1].unique(return_inverse=True)
-            places = torch.full((len(slots), n_spans), len(universe))
+            places = torch.full((len(slots), n_spans), len(universe), device="cpu")
             places[row, where[here, 2]] = units[here]
-            error = torch.full((n_spans,), len(universe))
+            error = torch.full((n_spans,), len(universe), device="cpu")
             here = of_errors[:, 0] == layer
             error[of_errors[here, 2]] = errors[here]
             found[site, layer] = Coordinates(slots, places, error)
