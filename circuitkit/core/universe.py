@@ -164,6 +164,13 @@ _LEVELS = {_HEAD: Level.NODE, _MLP: Level.NODE, _NEURON: Level.NEURON, _ATTENTIO
 _STAGE, _LAYER, _SLOT, _SPAN = range(4)
 
 
+def stage_of(node: Node) -> int:
+    """Where in its layer a unit is computed, as a number that grows from the attention to the residual stream behind the layer."""
+    if node.on is not None:
+        return _FEATURES[node.on] + (node.kind is Kind.ERROR)
+    return _STAGES[node.kind]
+
+
 class NodeUniverse(Universe):
     """Slices of what flows at sites of a model: heads, MLPs, attentions, neurons, features; at all or at some positions. Final.
 
@@ -292,19 +299,14 @@ class NodeUniverse(Universe):
         has_span = node.span is not None
         if node.port is not None or has_span != bool(self.spans) or (has_span and node.span not in self.spans) or not len(self):
             return None
-        if node.kind in (Kind.FEATURE, Kind.ERROR):
-            assert node.on is not None
-            stage = _FEATURES[node.on] + (node.kind is Kind.ERROR)
-        elif node.kind in _STAGES:
-            stage = _STAGES[node.kind]
-        else:
+        if node.kind not in _STAGES and node.on is None:
             return None
         slot = node.head if node.kind is Kind.HEAD else node.index
         slot = 0 if slot is None else slot
         if slot >= self._base:
             return None
         span = self.spans.index(node.span) if node.span is not None else 0
-        key = self._keys(torch.tensor([[stage], [node.layer], [slot], [span]], device="cpu"))
+        key = self._keys(torch.tensor([[stage_of(node)], [node.layer], [slot], [span]], device="cpu"))
         place = int(torch.searchsorted(self._sorted, key))
         return place if place < len(self) and self._sorted[place] == key else None
 

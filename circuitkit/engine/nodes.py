@@ -13,7 +13,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
-from circuitkit.engine.units import Featurizers, featurizers_for
+from circuitkit.engine.featurizing import Featurizers, featurizers_for
 from circuitkit.metrics.base import Metric
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher

@@ -16,9 +16,11 @@ from rich.table import Table
 
 from circuitkit.callbacks import Callback, Journal
 from circuitkit.config import build, build_each
+from circuitkit.core.errors import ConfigError
 from circuitkit.core.node import Level
 from circuitkit.core.records import RunInfo
 from circuitkit.engine import Engine
+from circuitkit.engine.units import Units
 from circuitkit.jobs import folders, outcome
 from circuitkit.jobs.finished import AlreadyFinished, Finished
 from circuitkit.jobs.models import SHELF
@@ -111,6 +113,7 @@ def find(
     """
     task = build(config.task, Task)  # small parts first: a wrong setting is refused before a large model is loaded
     method = build(config.method, Method)
+    check_units(config, method)
     patcher = build(config.patcher, Patcher)
     metric = build(config.metric, Metric)
     engine = build(config.engine, Engine)
@@ -141,6 +144,20 @@ def find(
         )
     finally:
         folder.release()
+
+
+def check_units(config: DictConfig, method: Method) -> None:
+    """Refuses units that the method does not search: they would be ignored.
+
+    Raises:
+        ConfigError: It searches others.
+    """
+    units = build(config.units, Units)
+    if units != method.units:
+        raise ConfigError(
+            f"units={type(units).__name__.lower()} was asked for, and {method.name} searches {type(method.units).__name__.lower()} alone. "
+            "Leave units out, or take a method that has them as a setting, such as knockout or iterative_pruning."
+        )
 
 
 def load(config: DictConfig) -> HookedModel:

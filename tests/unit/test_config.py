@@ -99,6 +99,8 @@ def check_defaults(name, settings, kind):
     for key, value in settings.items():
         if key in parameters and key not in given:
             default = parameters[key].default
+            if isinstance(value, dict) and "_target_" in value:
+                default, value = default, build(OmegaConf.create(value), object)
             assert (list(default) if isinstance(default, tuple) else default) == value, f"{name}: {key}"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitkit.core.node import Kind, Node, Site
-from circuitkit.engine.units import Featurizers, Place
+from circuitkit.engine.featurizing import Featurizers, Place
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher
 

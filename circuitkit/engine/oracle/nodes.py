@@ -19,9 +19,9 @@ from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.core.universe import NodeUniverse
+from circuitkit.engine.featurizing import Featurizers, Place
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.engine.oracle import coordinates
-from circuitkit.engine.units import Featurizers, Place
 from circuitkit.metrics.base import Metric
 from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel

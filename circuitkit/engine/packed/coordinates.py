@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitkit.core.node import Node, Site
+from circuitkit.engine.featurizing import Featurizers, Place, all_of
 from circuitkit.engine.packed.layout import Removed
-from circuitkit.engine.units import Featurizers, Place, all_of
 from circuitkit.models.hooked import Layer
 from circuitkit.patchers.base import Patcher
 
@@ -119,7 +119,7 @@ class CoordinateEdits:
                 table = None if source is None else _as_rows(source.coordinates[..., slots])
                 values = self._value(all_of(place), _as_rows(chosen), table).squeeze(-1).movedim(0, -1)
                 coordinates = coordinates.index_copy(-1, slots, torch.where(removed.keep.to(device), chosen, values.to(chosen.dtype)))
-            if not kept.all():
+            if not removed.keep_error.all():
                 site, layer = place
                 values = self._value(Node.of_feature(layer, None, site), error, None if source is None else source.error)
                 error = torch.where(kept[..., None], error, values.to(error.dtype))

@@ -19,6 +19,7 @@ from circuitkit.core.errors import MeasurementError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.core.universe import NodeUniverse
+from circuitkit.engine.featurizing import Featurizers
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.conditional import ConditionalMeans
@@ -27,7 +28,6 @@ from circuitkit.engine.packed.layout import Layout
 from circuitkit.engine.packed.memory import RowBudget, within_memory
 from circuitkit.engine.packed.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
 from circuitkit.metrics.base import Metric
-from circuitkit.engine.units import Featurizers
 from circuitkit.models.allocator import keep_freed_memory
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher

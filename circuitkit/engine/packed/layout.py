@@ -13,7 +13,7 @@ from circuitkit.core.node import Kind, Site
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks
 from circuitkit.core.universe import NodeUniverse
-from circuitkit.engine.units import FEATURE_PLACES, Place
+from circuitkit.engine.featurizing import FEATURE_PLACES, Place
 
 
 @dataclass(frozen=True)

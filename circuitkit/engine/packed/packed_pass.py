@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitkit.core.node import Site
+from circuitkit.engine.featurizing import Place
 from circuitkit.engine.packed.coordinates import Seen
 from circuitkit.engine.packed.layout import Edits
 from circuitkit.engine.packed.replacements import Replacements
 from circuitkit.engine.packed.trunk import Watch
-from circuitkit.engine.units import Place
 from circuitkit.models.hooked import HookedModel, Layer
 
 SeeMlp = Callable[[int, Tensor], None]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from circuitkit.core.node import Node, Site
 from circuitkit.core.prompts import PromptSet
+from circuitkit.engine.featurizing import Featurizers, Place
 from circuitkit.engine.packed.coordinates import CoordinateEdits, Seen, Source, read_by_mlp, read_site
-from circuitkit.engine.units import Featurizers, Place
 from circuitkit.models.hooked import HookedModel, Layer
 from circuitkit.patchers.base import Needs, Patcher
 
