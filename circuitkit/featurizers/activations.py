@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitkit.core.errors import ConfigError
+from circuitkit.core.part import Part
 
 
-class JumpReLU(nn.Module):
+class JumpReLU(nn.Module, Part):
     """Zero up to each feature's threshold, and the value itself above it. Final.
 
     Source: "Jumping Ahead" (arXiv 2407.14435), equation 4.
@@ -30,7 +31,7 @@ class JumpReLU(nn.Module):
         return pre.relu() * (pre > self.threshold)
 
 
-class TopK(nn.Module):
+class TopK(nn.Module, Part):
     """The k largest values of each row, where they are positive; the others become zero. Final.
 
     Source: "Scaling and evaluating sparse autoencoders" (arXiv 2406.04093), section 2.3.

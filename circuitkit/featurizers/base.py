@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitkit.core.part import Part
 
-class Featurizer(nn.Module, ABC):
+
+class Featurizer(nn.Module, Part):
     """Writes an activation as coordinates and an error, and makes the activation of them again. Exact by construction.
 
     A featurizer of your own gives ``coordinates`` and ``reconstruct``; what the coordinates do not explain is the error:
@@ -62,11 +62,3 @@ class Featurizer(nn.Module, ABC):
     def decode(self, coordinates: Float[Tensor, "*row feature"], error: Float[Tensor, "*row width"]) -> Float[Tensor, "*row width"]:
         """The activation that has these coordinates and this error."""
         return self.reconstruct(coordinates) + error
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the class, the sizes and every weight."""
-        digest = hashlib.sha256(f"{type(self).__qualname__} {self.width} {self.n_features} {self.reads_input}".encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()

@@ -6,7 +6,6 @@ and perhaps a threshold, as Gemma Scope (``params``, ``config.json`` beside) and
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from circuitkit.core.errors import ConfigError, unknown_choice
 from circuitkit.core.node import Site
 from circuitkit.featurizers.activations import JumpReLU, TopK
 from circuitkit.featurizers.dictionary import Dictionary
+from circuitkit.storage.reading import open_file, read_json
 
 _CONFIGS = ("cfg.json", "config.json")
 # Names of tensors in files, in lower case, and what they are.
@@ -33,7 +33,7 @@ _ACTIVATIONS = {"standard": "relu", "relu": "relu", "jumprelu": "jumprelu", "jum
                 "jumprelu_skip_transcoder": "jumprelu"}  # fmt: skip
 _HOOKS = {"hook_resid_post": (Site.RESID_POST, 0), "hook_resid_pre": (Site.RESID_POST, -1), "hook_mlp_out": (Site.MLP_OUT, 0),
           "hook_attn_out": (Site.ATTN_OUT, 0)}  # fmt: skip
-_MANY = 64 * 2**30
+_TIMES = 1024  # how often the usual bound on files a dictionary may have: 64 GiB
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,7 @@ def _config(file: Path) -> Mapping[str, Any]:
     for name in _CONFIGS:
         beside = file.with_name(name)
         if beside.is_file():
-            try:
-                config = json.loads(beside.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError) as error:
-                raise ConfigError(f"The config {beside} of a dictionary cannot be read: {error}. Fetch it again.") from error
+            config = read_json(beside, "config of a dictionary", ConfigError)
             if not isinstance(config, dict):
                 raise ConfigError(f"The config {beside} of a dictionary holds no settings. Fetch it again.")
             metadata = config.get("metadata")
@@ -134,8 +131,7 @@ def _tensors(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a file by what they are; ``layer_rows`` marks the layout of per-layer transcoders."""
     found: dict[str, Tensor] = {}
     try:
-        if file.stat().st_size > _MANY:
-            raise ConfigError(f"{file} has more than {_MANY // 2**30} GiB, too much for a dictionary of one layer. Name another file.")
+        open_file(file, "dictionary", ConfigError, times=_TIMES).close()  # a regular file, and not too large
         with safe_open(str(file), framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - no mapping
                 known = _TENSORS.get(name.lower())

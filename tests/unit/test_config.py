@@ -33,6 +33,7 @@ NEEDS = {
     "job/evaluate": ["circuit=a.json"],
     "job/report": ["run=runs/demo"],
     "job/transfer": ["sets={{a: a.json}}"],
+    "units/features": ["units.dictionaries=[layer_0.safetensors]"],
 }
 PROMPT = '{"clean": "a b", "corrupt": "a c", "answer": " c", "wrong": " d"}\n'
 

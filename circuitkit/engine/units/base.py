@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
+from circuitkit.core.part import Part
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.featurizing import Featurizers
 from circuitkit.models.hooked import HookedModel
 
 
-class Units(ABC):
+class Units(Part):
     """Which units of a model masks are over, as a setting that is made before the model is there."""
 
     @abstractmethod

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.node import FEATURE_SITES
@@ -27,6 +28,8 @@ class Features(Units):
             behind layer 8, ``m8`` for what its MLP gives and ``a8`` for what its attention gives, the file or folder.
         errors: Whether the error terms are units too; else they always stay.
     """
+
+    reads_files: ClassVar[tuple[str, ...]] = ("dictionaries",)
 
     dictionaries: Mapping[str, str | Path] | Iterable[str | Path]
     errors: bool = True
