@@ -20,7 +20,7 @@ from circuitkit.patchers import Mean, Patcher, Zero
 from circuitkit.tasks import Task
 
 CONF = Path(__file__).parents[2] / "conf"
-BASES = {"task": Task, "patcher": Patcher, "metric": Metric, "method": Method, "engine": Engine}
+BASES = {"task": Task, "patcher": Patcher, "metric": Metric, "method": Method, "engine": Engine, "units": Units}
 
 # What a file cannot be built without.
 NEEDS = {
