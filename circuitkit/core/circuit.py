@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -103,6 +104,15 @@ class Circuit:
     def mlps(self) -> tuple[Node, ...]:
         """The members that are MLPs."""
         return tuple(node for node in self.nodes if node.kind is Kind.MLP)
+
+    @property
+    def summary(self) -> str:
+        """How many members there are of each kind, in words."""
+        counts = Counter(node.kind for node in self.nodes)
+        names = {Kind.HEAD: "heads", Kind.MLP: "MLPs", Kind.ERROR: "error terms"}
+        always = {Kind.HEAD, Kind.MLP} if self.level is Level.NODE or self.level.of_edges else set()
+        told = [kind for kind in Kind if counts[kind] or kind in always]
+        return ", ".join(f"{counts[kind]} {names.get(kind, f'{kind}s')}" for kind in told) or "no members"
 
     @property
     def members(self) -> tuple[Unit, ...]:

@@ -187,9 +187,9 @@ def show(result: RunResult, folder: Path) -> None:
         circuit = result.circuit
         score = "not measured" if circuit.score is None else f"{circuit.score:.1f} %"
         table.add_row("score", score)
-        table.add_row("circuit", f"{len(circuit.heads)} heads, {len(circuit.mlps)} MLPs")
+        table.add_row("circuit", circuit.summary)
         table.add_row("members", " ".join(circuit.names))
-        if circuit.level is not Level.NODE:
+        if circuit.level.of_edges:
             told = circuit.provenance
             alone = f"the circuit with all of them {told['node_score']:.1f} %, with those alone the score above"
             table.add_row("edges", f"{len(circuit.edges)} of {len(told['edge_scores'])} kept; {alone}")
