@@ -84,7 +84,7 @@ class Runner:
         name = name or f"{task.name}-{model.name}-{method.name}"
         with self._closing(name):
             prompts = task.prompts(model.tokenizer, accept=Solves(model) if task.filter else None)
-            nodes = engine(model, prompts, patcher, metric, method.universe(model, prompts))
+            nodes = engine(model, prompts, patcher, metric, method.universe(model, prompts), method.featurizers())
 
             def conduct(scorer: Engine) -> RunResult:
                 info = run_info(name, scorer, parts, settings)

@@ -24,6 +24,7 @@ GROUPS = {
     "metric": "circuitkit.metrics.base.Metric",
     "method": "circuitkit.methods.base.Method",
     "engine": "circuitkit.engine.base.Engine",
+    "units": "circuitkit.engine.units.base.Units",
     "callback": "circuitkit.callbacks.base.Callback",
     "logger": "circuitkit.loggers.base.Logger",
     "objective": "circuitkit.jobs.objectives.Objective",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,20 @@ from torch import Tensor
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, Unit, precedes
 from circuitkit.core.sealed import reading, seal, size, unseal
-from circuitkit.core.universe import NodeUniverse, Universe
+from circuitkit.core.universe import NodeUniverse, Universe, stage_of
+
+# What can be a member, by level.
+_COMPONENTS = frozenset((Kind.HEAD, Kind.MLP))
+_UNITS = _COMPONENTS | {Kind.ATTENTION, Kind.NEURON, Kind.FEATURE, Kind.ERROR}
+_KINDS = {
+    Level.NODE: _COMPONENTS,
+    Level.ATTENTION: frozenset((Kind.ATTENTION, Kind.MLP)),
+    Level.NEURON: frozenset((Kind.NEURON,)),
+    Level.FEATURE: frozenset((Kind.FEATURE, Kind.ERROR)),
+    Level.MIXED: _UNITS,
+    Level.EDGE: _COMPONENTS,
+    Level.EDGE_QKV: _COMPONENTS,
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,8 @@ class Circuit:
         n_heads: Number of query heads a layer.
         model: Name of the model, for people; ``provenance`` has its fingerprint.
         score: Performance in %, of the untouched model; None where it was not measured.
-        level: ``node`` for a circuit of nodes alone, else how fine its edges are.
+        level: How fine its members are: ``node`` for heads and MLPs, ``attention``, ``neuron``, ``feature`` or ``mixed`` for other units,
+            ``edge`` or ``edge_qkv`` for edges.
         provenance: Settings, seed, versions, model revision and hashes of the run that found it.
         edges: The direct paths that are kept between the members, the input and the logits; none for a circuit of nodes alone.
         within: For a circuit of edges the components between which they were searched, the members among them; everything else was
@@ -45,16 +60,22 @@ class Circuit:
     def __post_init__(self) -> None:
         for node in self.nodes:
             head = node.head if node.head is not None else 0
-            if node.kind not in (Kind.HEAD, Kind.MLP) or not (0 <= node.layer < self.n_layers and head < self.n_heads):
+            if node.kind not in _UNITS or not (0 <= node.layer < self.n_layers and head < self.n_heads):
                 raise CircuitError(
                     f"Node {str(node)!r} cannot be in a circuit of a model with {self.n_layers} layers and {self.n_heads} heads a layer."
+                )
+            if node.kind not in _KINDS[self.level]:
+                kinds = " and ".join(sorted(f"{kind}s" for kind in _KINDS[self.level]))
+                raise CircuitError(
+                    f"Node {str(node)!r} cannot be in a circuit of level {self.level}, whose members are {kinds}. Make it with "
+                    "Circuit.of(universe, mask), or with the level of its members."
                 )
         members = set(self.nodes)
         object.__setattr__(self, "nodes", tuple(sorted(members, key=_causal)))
         for edge in self.edges:
             ends = {edge.src, edge.dst.component_of_port} - {INPUT, LOGITS}
             split = self.level is Level.EDGE_QKV and edge.dst.kind is Kind.HEAD
-            fits = self.level is not Level.NODE and split == (edge.dst.port is not None)
+            fits = self.level.of_edges and split == (edge.dst.port is not None)
             if not fits or not ends <= members or not precedes(edge.src, edge.dst):
                 raise CircuitError(
                     f"Edge {str(edge)!r} cannot be in this circuit: an edge needs level edge, or edge_qkv with <q>, <k> or <v> behind a "
@@ -67,7 +88,7 @@ class Circuit:
     @classmethod
     def of(cls, universe: NodeUniverse, mask: Bool[Tensor, "node"], **fields: Any) -> Circuit:
         """The circuit that a mask over a universe stands for."""
-        return cls(universe.members(mask), universe.n_layers, universe.n_heads, **fields)
+        return cls(universe.members(mask), universe.n_layers, universe.n_heads, **{"level": universe.level, **fields})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,6 +104,15 @@ class Circuit:
     def mlps(self) -> tuple[Node, ...]:
         """The members that are MLPs."""
         return tuple(node for node in self.nodes if node.kind is Kind.MLP)
+
+    @property
+    def summary(self) -> str:
+        """How many members there are of each kind, in words."""
+        counts = Counter(node.kind for node in self.nodes)
+        names = {Kind.HEAD: "heads", Kind.MLP: "MLPs", Kind.ERROR: "error terms"}
+        always = {Kind.HEAD, Kind.MLP} if self.level is Level.NODE or self.level.of_edges else set()
+        told = [kind for kind in Kind if counts[kind] or kind in always]
+        return ", ".join(f"{counts[kind]} {names.get(kind, f'{kind}s')}" for kind in told) or "no members"
 
     @property
     def members(self) -> tuple[Unit, ...]:
@@ -144,7 +174,7 @@ class Circuit:
 
     def nodes_only(self) -> Circuit:
         """The circuit of the same nodes, with every edge between them; its score was not measured."""
-        return replace(self, score=None, level=Level.NODE, edges=(), within=())
+        return replace(self, score=None, level=Level.NODE if self.level.of_edges else self.level, edges=(), within=())
 
     def check_fits(self, n_layers: int, n_heads: int, model: str = "") -> None:
         """Refuses a circuit that was found in a model of another shape or name.
@@ -271,5 +301,7 @@ def _edge_order(edge: Edge) -> tuple[Any, ...]:
     return (last, *_causal(edge.dst), port, *_causal(edge.src))
 
 
-def _causal(node: Node) -> tuple[int, bool, int, str]:
-    return (node.layer, node.kind is Kind.MLP, node.head if node.head is not None else -1, node.span or "")
+def _causal(node: Node) -> tuple[int, int, int, str]:
+    slot = node.head if node.kind is Kind.HEAD else node.index
+    stage = -1 if node.kind in (Kind.INPUT, Kind.LOGITS) else stage_of(node)
+    return (node.layer, stage, slot if slot is not None else -1, node.span or "")

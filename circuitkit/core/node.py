@@ -99,7 +99,7 @@ class Node:
         head: Zero-based head, for heads only.
         port: ``q``, ``k`` or ``v`` when the node stands for one input of a head.
         span: Label or index of the positions covered; None for all positions.
-        index: Which neuron or feature, from 0.
+        index: Which neuron or feature, from 0; None for all at once, as patchers are told of them.
         on: The site of the dictionary, for features and error terms.
     """
 
@@ -200,10 +200,11 @@ class Node:
             case Kind.MLP:
                 return f"m{self.layer}"
             case Kind.NEURON:
-                return f"m{self.layer}.n{self.index}"
+                return f"m{self.layer}.n{'*' if self.index is None else self.index}"
             case Kind.FEATURE | Kind.ERROR:
                 assert self.on is not None
-                return f"{_LETTERS[self.on]}{self.layer}." + ("e" if self.kind is Kind.ERROR else f"f{self.index}")
+                which = "e" if self.kind is Kind.ERROR else f"f{'*' if self.index is None else self.index}"
+                return f"{_LETTERS[self.on]}{self.layer}.{which}"
         return self.kind.value
 
 

@@ -164,6 +164,13 @@ _LEVELS = {_HEAD: Level.NODE, _MLP: Level.NODE, _NEURON: Level.NEURON, _ATTENTIO
 _STAGE, _LAYER, _SLOT, _SPAN = range(4)
 
 
+def stage_of(node: Node) -> int:
+    """Where in its layer a unit is computed, as a number that grows from the attention to the residual stream behind the layer."""
+    if node.on is not None:
+        return _FEATURES[node.on] + (node.kind is Kind.ERROR)
+    return _STAGES[node.kind]
+
+
 class NodeUniverse(Universe):
     """Slices of what flows at sites of a model: heads, MLPs, attentions, neurons, features; at all or at some positions. Final.
 
@@ -253,6 +260,12 @@ class NodeUniverse(Universe):
     def as_nodes(self) -> NodeUniverse:
         return self
 
+    def only(self, *kinds: Kind) -> NodeUniverse:
+        """The units of these kinds."""
+        places = [self.places_of(kind, site)[0] for kind in kinds for site in _sites_of(kind)]
+        chosen = torch.cat([torch.zeros(0, dtype=torch.long, device="cpu"), *places])
+        return NodeUniverse(self.n_layers, self.n_heads, self._columns[:, chosen].long(), self.spans)
+
     def __or__(self, other: NodeUniverse) -> NodeUniverse:
         """The units of both.
 
@@ -286,19 +299,14 @@ class NodeUniverse(Universe):
         has_span = node.span is not None
         if node.port is not None or has_span != bool(self.spans) or (has_span and node.span not in self.spans) or not len(self):
             return None
-        if node.kind in (Kind.FEATURE, Kind.ERROR):
-            assert node.on is not None
-            stage = _FEATURES[node.on] + (node.kind is Kind.ERROR)
-        elif node.kind in _STAGES:
-            stage = _STAGES[node.kind]
-        else:
+        if node.kind not in _STAGES and node.on is None:
             return None
         slot = node.head if node.kind is Kind.HEAD else node.index
         slot = 0 if slot is None else slot
         if slot >= self._base:
             return None
         span = self.spans.index(node.span) if node.span is not None else 0
-        key = self._keys(torch.tensor([[stage], [node.layer], [slot], [span]], device="cpu"))
+        key = self._keys(torch.tensor([[stage_of(node)], [node.layer], [slot], [span]], device="cpu"))
         place = int(torch.searchsorted(self._sorted, key))
         return place if place < len(self) and self._sorted[place] == key else None
 
@@ -408,10 +416,17 @@ class EdgeUniverse(Universe):
         return hashlib.sha256(repr((self.edge_level.value, self.parallel, tuple(map(str, self.nodes)))).encode()).hexdigest()
 
     def members(self, mask: Bool[Tensor, "edge"]) -> tuple[Edge, ...]:
-        return tuple(self.unit(place) for place in mask.nonzero().flatten().tolist())
+        kept = mask.nonzero().flatten()
+        ends = zip(self.src[kept].tolist(), self.dst[kept].tolist(), strict=True)
+        return tuple(Edge(self.senders[src], self.receivers[dst]) for src, dst in ends)
 
     def live(self, mask: Bool[Tensor, "edge"]) -> tuple[tuple[Node, ...], tuple[Edge, ...]]:
         """The nodes from which kept edges lead to the logits, and the kept edges into these nodes and the logits."""
+        reached, kept = self.live_mask(mask)
+        return tuple(self.nodes[place] for place in reached.nonzero().flatten().tolist()), self.members(kept)
+
+    def live_mask(self, mask: Bool[Tensor, "edge"]) -> tuple[Bool[Tensor, "node"], Bool[Tensor, "edge"]]:
+        """The same as masks over ``nodes`` and over the edges: for universes of any size."""
         reached = torch.zeros(len(self.senders), dtype=torch.bool, device="cpu")
         kept = torch.zeros_like(mask)
         bounds = self.offsets.tolist()
@@ -421,8 +436,7 @@ class EdgeUniverse(Universe):
                 into = mask[bounds[place] : bounds[place + 1]]
                 kept[bounds[place] : bounds[place + 1]] = into
                 reached[: len(into)] |= into
-        nodes = tuple(node for node, there in zip(self.nodes, reached[1:].tolist(), strict=True) if there)
-        return nodes, self.members(kept)
+        return reached[1:], kept
 
     @cached_property
     def _sender_at(self) -> dict[Node, int]:
@@ -440,6 +454,10 @@ def _listed(choices: Iterable[Node]) -> str:
 
 def _columns(stage: int, layers: Int[Tensor, "unit"], slots: Int[Tensor, "unit"]) -> Int[Tensor, "4 unit"]:
     return torch.stack([torch.full_like(layers, stage), layers, slots, torch.zeros_like(layers)])
+
+
+def _sites_of(kind: Kind) -> tuple[Site | None, ...]:
+    return tuple(_FEATURES) if kind in (Kind.FEATURE, Kind.ERROR) else (None,) if kind in _STAGES else ()
 
 
 def _kind_of(stage: int) -> tuple[Kind, Site | None]:

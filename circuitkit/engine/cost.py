@@ -19,6 +19,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Baseline
+from circuitkit.engine.featurizing import Featurizers
 from circuitkit.engine.packed.engine import SATURATION, PackedEngine
 from circuitkit.engine.packed.memory import TOKENS_A_PASS, free_bytes, row_bytes
 from circuitkit.engine.packed.replacements import entries
@@ -45,13 +46,14 @@ class DryEngine(PackedEngine):
         patcher: Patcher,
         metric: Metric,
         universe: NodeUniverse | None = None,
+        featurizers: Featurizers | None = None,
         *,
         assume: float = 100.0,
         target: torch.device | None = None,
         max_rows: int | None = None,
     ) -> None:
         # A bound that always fits: a plan for a model that is too large is worth having too.
-        super().__init__(model, prompts, patcher, metric, universe, max_rows=max_rows or 1)
+        super().__init__(model, prompts, patcher, metric, universe, featurizers, max_rows=max_rows or 1)
         self.assume = assume
         self._target = target or torch.device("cpu")
         n_pos = self.prompts.n_pos

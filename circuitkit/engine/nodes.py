@@ -13,6 +13,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
+from circuitkit.engine.featurizing import Featurizers, featurizers_for
 from circuitkit.metrics.base import Metric
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher
@@ -23,17 +24,28 @@ class NodeEngine(Engine):
 
     Attributes:
         universe: The nodes.
+        featurizers: For each site and layer at which the universe has features or neurons, what makes them of the activation.
+
+    Raises:
+        MeasurementError: Units of the universe contradict each other or the patcher, or a featurizer is missing or does not fit the model.
     """
 
     universe: NodeUniverse
 
     def __init__(
-        self, model: HookedModel, prompts: PromptSet, patcher: Patcher, metric: Metric, universe: NodeUniverse | None = None
+        self,
+        model: HookedModel,
+        prompts: PromptSet,
+        patcher: Patcher,
+        metric: Metric,
+        universe: NodeUniverse | None = None,
+        featurizers: Featurizers | None = None,
     ) -> None:
         super().__init__(model, prompts, patcher, metric, universe)
+        self.featurizers = featurizers_for(self.universe, featurizers or {}, model, patcher)
 
     def on(self, prompts: PromptSet) -> NodeEngine:
-        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe)
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, self.featurizers)
 
     @abstractmethod
     def passes(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:

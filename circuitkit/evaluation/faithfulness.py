@@ -86,7 +86,8 @@ def evaluate(
     found |= {("control", each.label): torch.stack([found["control", each.label, draw] for draw in range(draws)]).mean(0) for each in sets}
     scores = scored(engine, found, resamples=resamples, confidence=confidence, seed=seed)
     body = {
-        "circuit": {"label": label, "nodes": list(circuit.names), "n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)}
+        "circuit": {"label": label, "nodes": list(circuit.names), "size": circuit.summary}
+        | {"n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)}
         | ({"edges": [str(edge) for edge in circuit.edges]} if circuit.level.of_edges else {}),
         "task": task,
         "model": engine.model.name,

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from circuitkit.callbacks import Callback, Journal
 from circuitkit.config import build, build_each
-from circuitkit.core.node import Level
+from circuitkit.core.errors import ConfigError
 from circuitkit.core.records import RunInfo
 from circuitkit.engine import Engine
+from circuitkit.engine.units import Units
 from circuitkit.jobs import folders, outcome
 from circuitkit.jobs.finished import AlreadyFinished, Finished
 from circuitkit.jobs.metrics import metric_of
@@ -111,6 +112,7 @@ def find(
     """
     task = build(config.task, Task)  # small parts first: a wrong setting is refused before a large model is loaded
     method = build(config.method, Method)
+    check_units(config, method)
     patcher = build(config.patcher, Patcher)
     metric = metric_of(config)
     engine = build(config.engine, Engine)
@@ -143,6 +145,20 @@ def find(
         folder.release()
 
 
+def check_units(config: DictConfig, method: Method) -> None:
+    """Refuses units that the method does not search: they would be ignored.
+
+    Raises:
+        ConfigError: It searches others.
+    """
+    units = build(config.units, Units)
+    if units != method.units:
+        raise ConfigError(
+            f"units={type(units).__name__.lower()} was asked for, and {method.name} searches {type(method.units).__name__.lower()} alone. "
+            "Leave units out, or take a method that has them as a setting, such as knockout or iterative_pruning."
+        )
+
+
 def load(config: DictConfig) -> HookedModel:
     """Loads the model that the configuration names. Jobs that share a process share the model."""
     return SHELF.take(OmegaConf.to_yaml(config.model, resolve=True), lambda: build(config.model, HookedModel))
@@ -170,9 +186,9 @@ def show(result: RunResult, folder: Path) -> None:
         circuit = result.circuit
         score = "not measured" if circuit.score is None else f"{circuit.score:.1f} % ({result.baseline.floor.formula})"
         table.add_row("score", score)
-        table.add_row("circuit", f"{len(circuit.heads)} heads, {len(circuit.mlps)} MLPs")
+        table.add_row("circuit", circuit.summary)
         table.add_row("members", " ".join(circuit.names))
-        if circuit.level is not Level.NODE:
+        if circuit.level.of_edges:
             told = circuit.provenance
             alone = f"the circuit with all of them {told['node_score']:.1f} %, with those alone the score above"
             table.add_row("edges", f"{len(circuit.edges)} of {len(told['edge_scores'])} kept; {alone}")

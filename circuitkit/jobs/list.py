@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-ORDER = ("job", "model", "task", "question", "patcher", "metric", "method", "engine", "callback", "logger", "sweep")
+ORDER = ("job", "model", "task", "question", "patcher", "metric", "method", "units", "engine", "callback", "logger", "sweep")
 
 
 def run(config: DictConfig) -> None:

@@ -78,7 +78,8 @@ def dry_run(
     target: torch.device | None = None,
 ) -> Cost:
     """Makes the passes of a run, with every score assumed, and counts them."""
-    engine = DryEngine(model, prompts, patcher, metric, method.universe(model, prompts), max_rows=max_rows, assume=assume, target=target)
+    parts = (model, prompts, patcher, metric, method.universe(model, prompts), method.featurizers())
+    engine = DryEngine(*parts, max_rows=max_rows, assume=assume, target=target)
     steps: list[Any] = []
     with FlopCounterMode(display=False) as counter:
         engine.baseline()

@@ -20,7 +20,6 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.describe import describe
 from circuitkit.core.errors import ConfigError, PromptError
 from circuitkit.core.findings import Finding
-from circuitkit.core.node import Level
 from circuitkit.core.questions import QuestionSet
 from circuitkit.evaluation.transfer import transfer
 from circuitkit.jobs import measuring
@@ -50,7 +49,7 @@ def run(config: DictConfig) -> None:
     with measuring.recording(config) as group:
         model = load(config)
         circuits = {label: measuring.on_model(found, model) for label, found in files.items()}
-        for label in [label for label, circuit in circuits.items() if circuit.level is not Level.NODE]:
+        for label in [label for label, circuit in circuits.items() if circuit.level.of_edges]:
             _log.warning("%s is a circuit of edges: its nodes are removed, whatever edges it has.", label)
         sets = with_intersection({label: circuit.nodes_only() for label, circuit in circuits.items()})
         encoded, left_out = as_tokens(asked, model.tokenizer)

@@ -13,7 +13,12 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import Step
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
+from circuitkit.engine.featurizing import Featurizers
+from circuitkit.engine.units import Nodes, Units
 from circuitkit.models.hooked import HookedModel
+
+NODES = Nodes()
+"""Heads and MLPs: what a method searches if it is not told otherwise."""
 
 OnStep = Callable[[Step], None]
 
@@ -24,16 +29,22 @@ class Method(Part):
     Attributes:
         name: As it is logged and configured.
         level: How fine the units are that it searches.
+        units: What it searches; a method that can search others than heads and MLPs takes them as an argument.
         threshold: Share of the untouched model's score at which it decides; None for a method that decides by no threshold.
     """
 
     name: str
     level: Level = Level.NODE
+    units: Units = NODES
     threshold: float | None = None
 
     def universe(self, model: HookedModel, prompts: PromptSet) -> NodeUniverse:
-        """The nodes that the method wants an engine over. By default a model's heads and MLPs."""
-        return model.universe
+        """The units that the method wants an engine over. By default those of ``units``."""
+        return self.units.universe(model)
+
+    def featurizers(self) -> Featurizers:
+        """What makes features of activations, for units that are features."""
+        return self.units.featurizers()
 
     def over(self, engine: Engine) -> Engine:
         """The engine to search with, made from one over ``universe``: that one, or one over edges. By default that one."""

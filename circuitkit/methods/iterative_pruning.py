@@ -14,7 +14,8 @@ from circuitkit.core.node import Kind, Node
 from circuitkit.core.records import Step
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
-from circuitkit.methods.base import Method, OnStep
+from circuitkit.engine.units import Units
+from circuitkit.methods.base import NODES, Method, OnStep
 from circuitkit.methods.guessing import Decision, Guesser
 
 DIRECTIONS = ("backward", "forward")
@@ -34,6 +35,7 @@ class IterativePruning(Method):
         max_sweeps: Stop after so many sweeps; None to go on until one changes nothing. 1 is what the paper does for Llama-2.
         keep: Names of nodes that are never removed, such as ``[m11]``.
         speculate: Whether several candidates may be scored in one pass by guessing the decisions between them; never changes a decision.
+        units: What is removed: heads and MLPs, whole attentions, neurons or features.
     """
 
     name = "iterative_pruning"
@@ -46,6 +48,7 @@ class IterativePruning(Method):
         max_sweeps: int | None = None,
         keep: Iterable[str] = (),
         speculate: bool = True,
+        units: Units = NODES,
     ) -> None:
         if not 0 < threshold <= 1:
             raise ConfigError(
@@ -61,6 +64,7 @@ class IterativePruning(Method):
         self.max_sweeps = max_sweeps
         self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
         self.speculate = speculate
+        self.units = units
 
     def discover(self, engine: Engine, *, on_step: OnStep, history: Sequence[Step] = ()) -> Circuit:
         universe = engine.universe.as_nodes()

@@ -23,6 +23,7 @@ class Architecture:
         attention: The attention module in a block; returns a pair whose first part goes to the residual stream (in Gemma 2 through a norm).
         out_proj: The output projection in a block; its input is z.
         mlp: The MLP in a block; returns what goes to the residual stream, likewise.
+        mlp_out_proj: The output projection of the MLP in a block; its input is the neurons' activations.
         attention_norm: The norm before attention, in a block.
         mlp_norm: The norm before the MLP, in a block.
         query_key_value: The projections of the attention input, relative to the block; one path if they are fused.
@@ -37,6 +38,7 @@ class Architecture:
     attention: str = "self_attn"
     out_proj: str = "self_attn.o_proj"
     mlp: str = "mlp"
+    mlp_out_proj: str = "mlp.down_proj"
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     query_key_value: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -54,6 +56,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             blocks="transformer.h",
             attention="attn",
             out_proj="attn.c_proj",
+            mlp_out_proj="mlp.c_proj",
             attention_norm="ln_1",
             mlp_norm="ln_2",
             query_key_value=("attn.c_attn",),
@@ -64,6 +67,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             blocks="gpt_neox.layers",
             attention="attention",
             out_proj="attention.dense",
+            mlp_out_proj="mlp.dense_4h_to_h",
             query_key_value=("attention.query_key_value",),
             fused_by_head=True,
             final_norm="gpt_neox.final_layer_norm",

@@ -1,8 +1,8 @@
 """HookedModel: a transformers model whose components can be read, replaced and skipped while it runs.
 
 Everything goes through nnsight; within ``bare.unwrapped`` the model runs without it. In one pass the sites of a layer must be touched in
-the order in which the model computes them: ``resid``, attention (``skip_projections``, ``z``; or ``skip_attention``), MLP (``mlp_norm_in``,
-``mlp_in``, ``mlp_out`` or ``skip_mlp``).
+the order in which the model computes them: ``resid``, attention (``skip_projections``, ``z``, ``attention_out``; or ``skip_attention``),
+MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_act``, ``mlp_out``; or ``skip_mlp``), ``out``.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Layer:
         self._out_proj = _descend(block, architecture.out_proj)
         self._mlp_norm = _descend(block, architecture.mlp_norm)
         self._mlp = _descend(block, architecture.mlp)
+        self._mlp_out_proj = _descend(block, architecture.mlp_out_proj)
         self._projections = [_descend(block, path) for path in architecture.query_key_value]
         self._architecture = architecture
         self._n_heads = n_heads
@@ -71,6 +72,10 @@ class Layer:
         """What the attention adds to the residual stream."""
         return self._attention.output[0]
 
+    @attention_out.setter
+    def attention_out(self, value: Resid) -> None:
+        self._attention.output = (value, *self._attention.output[1:])
+
     @property
     def pattern(self) -> Float[Tensor, "row head query key"]:
         """What each head looks at. Only eager attention has it; ``models.attention.attention_patterns`` sees to that."""
@@ -95,6 +100,15 @@ class Layer:
         self._mlp.input = value
 
     @property
+    def mlp_act(self) -> Float[Tensor, "row pos d_mlp"]:
+        """The neurons' activations: what the MLP's output projection reads."""
+        return self._mlp_out_proj.input
+
+    @mlp_act.setter
+    def mlp_act(self, value: Float[Tensor, "row pos d_mlp"]) -> None:
+        self._mlp_out_proj.input = value
+
+    @property
     def mlp_out(self) -> Resid:
         """What the MLP adds to the residual stream."""
         return self._mlp.output
@@ -102,6 +116,15 @@ class Layer:
     @mlp_out.setter
     def mlp_out(self, value: Resid) -> None:
         self._mlp.output = value
+
+    @property
+    def out(self) -> Resid:
+        """What leaves the layer: the residual stream behind it."""
+        return self._block.output
+
+    @out.setter
+    def out(self, value: Resid) -> None:
+        self._block.output = value
 
     def skip(self, resid: Resid) -> None:
         """Does not compute the layer; ``resid`` leaves it."""
@@ -294,7 +317,7 @@ class HookedModel:
         return logits
 
     def module(self, layer: int, part: str) -> nn.Module:
-        """The plain torch module of one part of a layer: ``attention``, ``out_proj``, ``mlp``, ``attention_norm`` or ``mlp_norm``."""
+        """The plain torch module of one part of a layer, named as in ``Architecture``: ``attention``, ``out_proj``, ``mlp``, ..."""
         return self.hf.get_submodule(f"{self.architecture.blocks}.{layer}.{getattr(self.architecture, part)}")
 
     @cached_property

@@ -78,7 +78,8 @@ class Patcher(Part):
             act: What the component computes now. Not to be changed in place. How many rows come at a time is the engine's affair: make
                 the value of a row from that row and its source alone.
             source: What ``needs`` asked for, in the same shape; None if it asked for nothing.
-            site: The component, for patchers that treat components differently.
+            site: The component, for patchers that treat components differently. Neurons and features of a place come all at once, one
+                number per row (d = 1), and ``site.index`` is None.
 
         Returns:
             A tensor of the shape, dtype and device of ``act``.

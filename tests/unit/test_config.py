@@ -20,7 +20,7 @@ from circuitkit.patchers import Mean, Patcher, Zero
 from circuitkit.tasks import Task
 
 CONF = Path(__file__).parents[2] / "conf"
-BASES = {"task": Task, "patcher": Patcher, "metric": Metric, "method": Method, "engine": Engine}
+BASES = {"task": Task, "patcher": Patcher, "metric": Metric, "method": Method, "engine": Engine, "units": Units}
 
 # What a file cannot be built without.
 NEEDS = {
@@ -33,6 +33,7 @@ NEEDS = {
     "job/evaluate": ["circuit=a.json"],
     "job/report": ["run=runs/demo"],
     "job/transfer": ["sets={{a: a.json}}"],
+    "units/features": ["units.dictionaries=[layer_0.safetensors]"],
 }
 PROMPT = '{"clean": "a b", "corrupt": "a c", "answer": " c", "wrong": " d"}\n'
 
@@ -99,6 +100,8 @@ def check_defaults(name, settings, kind):
     for key, value in settings.items():
         if key in parameters and key not in given:
             default = parameters[key].default
+            if isinstance(value, dict) and "_target_" in value:
+                default, value = default, build(OmegaConf.create(value), object)
             assert (list(default) if isinstance(default, tuple) else default) == value, f"{name}: {key}"
 
 

@@ -143,7 +143,8 @@ def test_a_shared_prefix_is_not_computed_again_behind_padding():
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gpt_neox_parallel", "llama", "qwen3"])
 @pytest.mark.parametrize(
-    ("level", "mlps", "patcher"), [("edge", "recompute", Resample()), ("edge_qkv", "freeze", Mean(pool="group")), ("edge", "freeze", Zero())]
+    ("level", "mlps", "patcher"),
+    [("edge", "recompute", Resample()), ("edge_qkv", "freeze", Mean(pool="group")), ("edge", "freeze", Zero())],
 )
 def test_edges_are_the_naive_path_without_padding(family, level, mlps, patcher):
     model, prompts = shared_model(family), ragged([4, 7, 5, 4], [0, 1, 2, 0])

@@ -19,7 +19,9 @@ from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, TokenIds
 from circuitkit.core.universe import NodeUniverse
+from circuitkit.engine.featurizing import Featurizers, Place
 from circuitkit.engine.nodes import NodeEngine
+from circuitkit.engine.oracle import coordinates
 from circuitkit.metrics.base import Metric
 from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel
@@ -33,7 +35,7 @@ class ReferenceEngine(NodeEngine):
     """Scores one mask at a time by the definition. Final.
 
     Args:
-        model, prompts, patcher, metric, universe: As for every engine.
+        model, prompts, patcher, metric, universe, featurizers: As for every engine over nodes.
         max_rows: Bound on the prompts of a pass; None for all at once.
     """
 
@@ -44,11 +46,13 @@ class ReferenceEngine(NodeEngine):
         patcher: Patcher,
         metric: Metric,
         universe: NodeUniverse | None = None,
+        featurizers: Featurizers | None = None,
         *,
         max_rows: int | None = None,
     ) -> None:
-        super().__init__(model, prompts, patcher, metric, universe)
+        super().__init__(model, prompts, patcher, metric, universe, featurizers)
         self._max_rows = max_rows or len(self.prompts)
+        self._encoded: dict[Place, coordinates.Encoded] = {}
         self._plain = self._sources(removed_heads=()) if self.patcher.needs.source != "none" else {}
 
     def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
@@ -61,7 +65,7 @@ class ReferenceEngine(NodeEngine):
                 yield torch.tensor([index]), rows, logits[None]  # with no hook left: the caller may run the model
 
     def on(self, prompts: PromptSet) -> ReferenceEngine:
-        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe)
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, self.featurizers)
 
     def edges(self, circuit: Circuit | None = None, **options: Any) -> EdgeEngine:
         from circuitkit.engine.oracle.edges import ReferenceEdges  # stands on this engine
@@ -95,30 +99,37 @@ class ReferenceEngine(NodeEngine):
         """What the patcher needs; with conditional means, MLP means are taken anew with the removed heads replaced."""
         if not self.patcher.needs.conditional:
             return self._plain
-        heads = tuple(node for node in removed if node.kind is Kind.HEAD)
+        heads = tuple(node for node in removed if node.kind in (Kind.HEAD, Kind.ATTENTION))
         conditional = self._sources(removed_heads=heads)
         return {node: (conditional if node.kind is Kind.MLP else self._plain)[node] for node in self._plain}
 
     def _sources(self, removed_heads: tuple[Node, ...]) -> dict[Node, Tensor]:
         """Every component's activation on the corrupt prompts, a row a prompt, averaged where the patcher wants means."""
         seen: dict[Node, list[Tensor]] = {}
+        encoded: dict[Place, list[coordinates.Encoded]] = {}
         for rows in self.slices():
             with ExitStack() as stack:
                 if removed_heads:
                     stack.enter_context(self._replaced(list(removed_heads), self._plain, rows, self.prompts.corrupt))
                 for layer in range(self.model.n_layers):
                     stack.enter_context(self._recorded(layer, seen))
+                for place in self.featurizers:
+                    stack.enter_context(coordinates.changed(self.model, place, coordinates.record(self.featurizers, place, encoded)))
                 self.forward(self.unpadded(self.prompts.corrupt, rows))
-        whole = {node: torch.cat([self.padded(part) for part in parts]) for node, parts in seen.items()}
+        for place, parts in encoded.items():
+            features, errors = zip(*((self.padded(one), self.padded(other)) for one, other in parts), strict=True)
+            self._encoded[place] = self._pooled(torch.cat(features)), self._pooled(torch.cat(errors))
+        return {node: self._pooled(torch.cat([self.padded(part) for part in parts])) for node, parts in seen.items()}
+
+    def _pooled(self, act: Tensor) -> Tensor:
+        """The activation of each prompt, or its mean over the prompts that the patcher pools."""
         if self.patcher.needs.source == "run":
-            return whole
+            return act
         groups = self.prompts.groups if self.patcher.needs.pool == "group" else torch.zeros_like(self.prompts.groups)
-        for node, act in whole.items():
-            mean = torch.empty_like(act)
-            for group in groups.unique():
-                mean[groups == group] = act[groups == group].double().mean(0).to(act.dtype)
-            whole[node] = mean
-        return whole
+        mean = torch.empty_like(act)
+        for group in groups.unique():
+            mean[groups == group] = act[groups == group].double().mean(0).to(act.dtype)
+        return mean
 
     def padded(self, act: Float[Tensor, "row pos *rest"]) -> Float[Tensor, "row all_pos *rest"]:
         """Activations of some prompts, in the columns of the longest one. What stands at the left of a shorter one is never read."""
@@ -153,6 +164,7 @@ class ReferenceEngine(NodeEngine):
     def _replaced(self, removed: list[Node], sources: dict[Node, Tensor], rows: slice, ids: Tensor) -> Iterator[None]:
         """Within this context the removed nodes' outputs are replaced on some prompts."""
         handles = []
+        removed = [part for node in removed for part in self._parts(node)]
         try:
             for layer in {node.layer for node in removed}:
                 heads = [node for node in removed if node.layer == layer and node.kind is Kind.HEAD]
@@ -162,10 +174,31 @@ class ReferenceEngine(NodeEngine):
                     handles.append(self.model.module(layer, "out_proj").register_forward_pre_hook(hook))
                 if mlps:
                     handles.append(self.model.module(layer, "mlp").register_forward_hook(self._mlp_hook(mlps, sources, rows)))
-            yield
+            with ExitStack() as stack:
+                for place in self.featurizers:
+                    nodes = [node for node in removed if node.kind in coordinates.KINDS and (node.site, node.layer) == place]
+                    if nodes:
+                        stack.enter_context(coordinates.changed(self.model, place, self._change(place, nodes, rows)))
+                yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _parts(self, node: Node) -> list[Node]:
+        """The heads of a whole attention; any other node alone."""
+        if node.kind is not Kind.ATTENTION:
+            return [node]
+        heads = [Node.of_head(node.layer, head) for head in range(self.model.n_heads)]
+        return heads if node.span is None else [head.at(node.span) for head in heads]
+
+    def _change(self, place: Place, nodes: list[Node], rows: slice) -> coordinates.Change:
+        source = self._encoded.get(place)
+        of_rows = None if source is None else (source[0][rows], source[1][rows])
+
+        def lay(node: Node, value: Tensor, current: Tensor) -> Tensor:
+            return self._laid(node, value, current, rows)
+
+        return coordinates.replaced(self.featurizers, self.patcher, place, nodes, of_rows, lay)
 
     def _z_hook(self, heads: list[Node], sources: dict[Node, Tensor], rows: slice) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -191,6 +224,10 @@ class ReferenceEngine(NodeEngine):
         source = sources.get(node.component)
         source = None if source is None else source[rows, -act.shape[1] :].to(act.device)
         value = self.patcher.value(act, source, node.component)
+        return self._laid(node, value, current, rows)
+
+    def _laid(self, node: Node, value: Tensor, current: Tensor, rows: slice) -> Tensor:
+        """A value over what is there, at all positions or only at those that the node names."""
         if node.span is None:
             return value
         current = current.clone()

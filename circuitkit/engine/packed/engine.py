@@ -19,6 +19,7 @@ from circuitkit.core.errors import MeasurementError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks
 from circuitkit.core.universe import NodeUniverse
+from circuitkit.engine.featurizing import Featurizers
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.conditional import ConditionalMeans
@@ -47,7 +48,7 @@ class PackedEngine(NodeEngine):
     """Scores many masks per pass. Final, but for the dry run in ``engine/cost.py``, which makes its very passes.
 
     Args:
-        model, prompts, patcher, metric, universe: As for every engine.
+        model, prompts, patcher, metric, universe, featurizers: As for every engine over nodes.
         max_rows: Bound on the rows (masks x prompts) of a pass; None for what the free memory allows.
 
     Attributes:
@@ -62,10 +63,11 @@ class PackedEngine(NodeEngine):
         patcher: Patcher,
         metric: Metric,
         universe: NodeUniverse | None = None,
+        featurizers: Featurizers | None = None,
         *,
         max_rows: int | None = None,
     ) -> None:
-        super().__init__(model, prompts, patcher, metric, universe)
+        super().__init__(model, prompts, patcher, metric, universe, featurizers)
         if self.model.device.type == "cpu":
             keep_freed_memory()
         self.work = Work()
@@ -93,7 +95,7 @@ class PackedEngine(NodeEngine):
             yield part.masks, part.rows, logits.unflatten(0, (len(part.masks), -1))
 
     def on(self, prompts: PromptSet) -> PackedEngine:
-        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, max_rows=self.budget.rows)
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, self.featurizers, max_rows=self.budget.rows)
 
     def edges(self, circuit: Circuit | None = None, **options: Any) -> EdgeEngine:
         from circuitkit.engine.edges.engine import PackedEdges  # stands on this engine
@@ -119,7 +121,7 @@ class PackedEngine(NodeEngine):
 
     @cached_property
     def _replacements_for(self) -> ReplacementsFor:
-        plain = Replacements(self.model, self.prompts, self.patcher, self._collected)
+        plain = Replacements(self.model, self.prompts, self.patcher, self._collected, self.featurizers)
         needs = self.patcher.needs
         if not needs.conditional:
             return lambda *_: plain
@@ -137,7 +139,7 @@ class PackedEngine(NodeEngine):
         """The one run over the corrupt prompts."""
         if self.patcher.needs.source == "none":
             return Collected()
-        collector = Collector(self.model, self.prompts, self.patcher.needs)
+        collector = Collector(self.model, self.prompts, self.patcher.needs, self.featurizers)
         slices = self._clean_lane.slices
         for rows, _ in within_memory(slices(), collector.add, self.budget, slices):
             self.work.add(rows.stop - rows.start, self.model.n_layers, self.prompts.n_pos, corrupt=True)
@@ -148,4 +150,4 @@ class PackedEngine(NodeEngine):
         """The naive path, with as much memory a pass as this one."""
         # It unembeds every position, so as many rows would take so many times the memory for logits.
         max_rows = max(1, self.budget.rows // self.prompts.n_pos)
-        return ReferenceEngine(self.model, self.prompts, self.patcher, self.metric, self.universe, max_rows=max_rows)
+        return ReferenceEngine(self.model, self.prompts, self.patcher, self.metric, self.universe, self.featurizers, max_rows=max_rows)

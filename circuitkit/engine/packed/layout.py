@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitkit.core.errors import MeasurementError
-from circuitkit.core.node import Kind
+from circuitkit.core.node import Kind, Site
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks
 from circuitkit.core.universe import NodeUniverse
+from circuitkit.engine.featurizing import FEATURE_PLACES, Place
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The neurons or features at one place that are units.
+
+    Attributes:
+        slots: Which ones.
+        places: The place of each in a mask; one past the last for what is no unit.
+        error: The place of the error term, likewise.
+    """
+
+    slots: Int[Tensor, "some"]
+    places: Int[Tensor, "some span"]
+    error: Int[Tensor, "span"]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The neurons or features at one place that some mask of a pass removes. Axes that make no difference have length 1.
+
+    Attributes:
+        slots: Which ones.
+        keep: True where one is kept.
+        keep_error: True where the error term is kept.
+    """
+
+    slots: Int[Tensor, "some"]
+    keep: Bool[Tensor, "mask prompt pos some"]
+    keep_error: Bool[Tensor, "mask prompt pos"]
+
+    @property
+    def untouched(self) -> Bool[Tensor, "mask prompt pos"]:
+        """True where nothing is removed."""
+        return self.keep.all(-1) & self.keep_error
+
+    def last(self) -> Removed:
+        """The same at the last position alone."""
+        return Removed(self.slots, self.keep[:, :, -1:], self.keep_error[:, :, -1:])
 
 
 class Layout:
@@ -20,12 +62,14 @@ class Layout:
         universe: The units.
         span_at: For every prompt and position the span that covers it, or ``len(universe.spans)`` where none does; None when units cover
             all positions.
+        coordinates: Where the neurons and features at each place lie.
     """
 
     def __init__(self, universe: NodeUniverse, prompts: PromptSet) -> None:
         self.universe = universe
         self.span_at: Int[Tensor, "prompt pos"] | None = _span_table(universe, prompts) if universe.spans else None
         self._places = _component_places(universe)
+        self.coordinates = _coordinate_places(universe)
 
     def components(self, masks: Masks) -> Bool[Tensor, "mask layer component span"]:
         """Which heads, and behind them the MLP, each layer keeps. What is no unit of the universe is kept."""
@@ -46,7 +90,9 @@ class Layout:
 
     def first_difference(self, masks: Masks, base: Bool[Tensor, "unit"]) -> Int[Tensor, "mask"]:
         """For each mask the first layer in which it differs from ``base``; the number of layers if it does not."""
-        return torch.where(masks != base, self.universe.layers, self.universe.n_layers).amin(-1)
+        differs = masks != base
+        first = differs.view(torch.uint8).argmax(-1)  # the first of the largest: units are in the order of layers
+        return torch.where(differs.any(-1), self.universe.layers[first], self.universe.n_layers)
 
     def first_position(self, masks: Masks, base: Bool[Tensor, "unit"]) -> Int[Tensor, "mask"]:
         """For each mask the first position, in any prompt, at which it differs from ``base``; 0 where units cover all positions."""
@@ -72,6 +118,8 @@ class Edits:
         self.n_masks = len(masks)
         self._n_heads = layout.universe.n_heads
         self._units = layout.components(masks)
+        self._coordinates = layout.coordinates
+        self._masks = masks
         self._span_at = None if layout.span_at is None else layout.span_at[rows, cut:]
 
     def heads(self, layer: int) -> Bool[Tensor, "mask prompt pos head"]:
@@ -81,6 +129,20 @@ class Edits:
     def mlp(self, layer: int) -> Bool[Tensor, "mask prompt pos"]:
         """True where the MLP's output is kept. Axes that make no difference have length 1."""
         return self._spread(self._units[:, layer, self._n_heads :])[:, 0]
+
+    def coordinates(self, site: Site, layer: int) -> Removed | None:
+        """What is removed of the neurons or features at a place; None if nothing is."""
+        there = self._coordinates.get((site, layer))
+        if there is None:
+            return None
+        always = torch.ones(self.n_masks, 1, dtype=torch.bool)
+        error = torch.cat([self._masks, always], 1)[:, there.error]
+        units = torch.cat([self._masks, always], 1)[:, there.places]
+        some = ~units.all(-1).all(0)
+        if not some.any() and error.all():
+            return None
+        keep = self._spread(units[:, some]).permute(0, 2, 3, 1)
+        return Removed(there.slots[some], keep, self._spread(error[:, None])[:, 0])
 
     def _spread(self, units: Bool[Tensor, "mask unit span"]) -> Bool[Tensor, "mask unit prompt pos"]:
         if self._span_at is None:
@@ -93,10 +155,6 @@ def _component_places(universe: NodeUniverse) -> Int[Tensor, "layer component sp
     """The place in a mask of each head, and behind them of the MLP, of every layer; one past the last for what is no unit."""
     n_heads, n_spans = universe.n_heads, max(1, len(universe.spans))
     table = torch.full((universe.n_layers, n_heads + 1, n_spans), len(universe))
-    if {Kind.HEAD, Kind.ATTENTION} <= universe.kinds:
-        raise MeasurementError(
-            "This universe has both single heads and whole attentions as units, so a mask could contradict itself. Take one of the two."
-        )
     places, where = universe.places_of(Kind.ATTENTION)
     table[where[:, 0], :n_heads, where[:, 2]] = places[:, None]
     places, where = universe.places_of(Kind.HEAD)
@@ -104,6 +162,24 @@ def _component_places(universe: NodeUniverse) -> Int[Tensor, "layer component sp
     places, where = universe.places_of(Kind.MLP)
     table[where[:, 0], n_heads, where[:, 2]] = places
     return table
+
+
+def _coordinate_places(universe: NodeUniverse) -> dict[Place, Coordinates]:
+    found: dict[Place, Coordinates] = {}
+    n_spans = max(1, len(universe.spans))
+    for kind, site in ((Kind.NEURON, Site.MLP_ACT), *((Kind.FEATURE, site) for site in FEATURE_PLACES)):
+        units, where = universe.places_of(kind, site)
+        errors, of_errors = universe.places_of(Kind.ERROR, site) if kind is Kind.FEATURE else (units[:0], where[:0])
+        for layer in torch.cat([where[:, 0], of_errors[:, 0]]).unique().tolist():
+            here = where[:, 0] == layer
+            slots, row = where[here, 1].unique(return_inverse=True)
+            places = torch.full((len(slots), n_spans), len(universe), device="cpu")
+            places[row, where[here, 2]] = units[here]
+            error = torch.full((n_spans,), len(universe), device="cpu")
+            here = of_errors[:, 0] == layer
+            error[of_errors[here, 2]] = errors[here]
+            found[site, layer] = Coordinates(slots, places, error)
+    return found
 
 
 def _span_table(universe: NodeUniverse, prompts: PromptSet) -> Int[Tensor, "prompt pos"]:

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitkit.core.node import Site
+from circuitkit.engine.featurizing import Place
+from circuitkit.engine.packed.coordinates import Seen
 from circuitkit.engine.packed.layout import Edits
 from circuitkit.engine.packed.replacements import Replacements
 from circuitkit.engine.packed.trunk import Watch
@@ -74,16 +77,23 @@ class PackedPass:
             self._watch.see(layer)
         self._attention(layer)
         self._mlp(layer)
+        self._stream(layer)
 
     def _attention(self, layer: Layer) -> None:
         index = layer.index
+        known = self._rows_of(self._dead_out[index]) if index in self._dead_out else self._entry_out if index == self._entry else None
+        if known is not None:
+            out = self._with_features((Site.ATTN_OUT, index), lambda: Seen(known))
+            layer.skip_attention(known if out is None else out)
+            return
+        self._heads(layer)
+        out = self._with_features((Site.ATTN_OUT, index), lambda: Seen(layer.attention_out))
+        if out is not None:
+            layer.attention_out = out
+
+    def _heads(self, layer: Layer) -> None:
+        index = layer.index
         keep = self._edits.heads(index)
-        if index in self._dead_out:
-            layer.skip_attention(self._rows_of(self._dead_out[index]))
-            return
-        if index == self._entry and self._entry_out is not None:
-            layer.skip_attention(self._entry_out)
-            return
         watched = self._watch is not None and index in self._watch.layers
         if keep.all() and not watched and index != self._narrow_layer:
             return
@@ -101,6 +111,10 @@ class PackedPass:
             return
         if index == self._narrow_layer:
             layer.mlp_norm_in = layer.mlp_norm_in[:, -1:]
+        read = self._replacements.coordinates.read_by_mlp(layer)
+        act = self._with_features((Site.MLP_ACT, index), lambda: Seen(layer.mlp_act))
+        if act is not None:
+            layer.mlp_act = act
         if self._see_mlp is not None:
             self._see_mlp(index, layer.mlp_out)
         if not keep.all():
@@ -109,6 +123,24 @@ class PackedPass:
             if index == self._narrow_layer:
                 value, keep = value[..., -1:, :], keep[..., -1:]
             layer.mlp_out = torch.where(keep.unsqueeze(-1).to(out.device), out, value).flatten(0, 1)
+        features = self._with_features((Site.MLP_OUT, index), lambda: Seen(layer.mlp_out, read))
+        if features is not None:
+            layer.mlp_out = features
+
+    def _stream(self, layer: Layer) -> None:
+        """The residual stream behind a layer. In the narrowed layer only its last position means anything."""
+        last = layer.index == self._narrow_layer
+        out = self._with_features((Site.RESID_POST, layer.index), lambda: Seen(layer.out[:, -1:] if last else layer.out))
+        if out is not None:
+            layer.out = torch.cat([layer.out[:, :-1], out], 1) if last else out
+
+    def _with_features(self, place: Place, see: Callable[[], Seen]) -> Float[Tensor, "row pos width"] | None:
+        """The activation at a place with what is removed of its neurons or features replaced; None, and unseen, where nothing is."""
+        removed = self._edits.coordinates(*place)
+        if removed is None:
+            return None
+        removed = removed.last() if place[1] == self._narrow_layer else removed
+        return self._replacements.coordinates.edited(place, see(), removed, self._rows)
 
     def _attention_from(self, z: Float[Tensor, "prompt pos head d_head"]) -> Float[Tensor, "row pos d_model"]:
         """The entry layer's attention output, from its heads' known outputs."""

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitkit.core.node import Node
+from circuitkit.core.node import Node, Site
 from circuitkit.core.prompts import PromptSet
+from circuitkit.engine.featurizing import Featurizers, Place
+from circuitkit.engine.packed.coordinates import CoordinateEdits, Seen, Source, read_by_mlp, read_site
 from circuitkit.models.hooked import HookedModel, Layer
 from circuitkit.patchers.base import Needs, Patcher
 
@@ -22,10 +24,14 @@ class Collected:
     Attributes:
         heads: A layer's head outputs.
         mlps: A layer's MLP output.
+        means: Means of the coordinates at each place of neurons or features.
+        runs: The activation at each such place.
     """
 
     heads: dict[int, Float[Tensor, "entry pos head d_head"]] = field(default_factory=dict)
     mlps: dict[int, Float[Tensor, "entry pos d_model"]] = field(default_factory=dict)
+    means: dict[Place, Source] = field(default_factory=dict)
+    runs: dict[Place, Seen] = field(default_factory=dict)
 
 
 def entries(needs: Needs, prompts: PromptSet) -> Int[Tensor, "prompt"]:
@@ -82,23 +88,35 @@ class Collector:
         model: The model.
         prompts: The prompts.
         needs: What to keep.
+        featurizers: Of the places at which to keep neurons or features too.
     """
 
-    def __init__(self, model: HookedModel, prompts: PromptSet, needs: Needs) -> None:
+    def __init__(self, model: HookedModel, prompts: PromptSet, needs: Needs, featurizers: Featurizers | None = None) -> None:
         self._model = model
         self._prompts = prompts
         self._needs = needs
         self._groups = entries(needs, prompts)
-        self._sums: dict[tuple[str, int], GroupMean] = {}
-        self._parts: dict[tuple[str, int], list[Tensor]] = {}
+        self._featurizers = featurizers or {}
+        self._sums: dict[tuple[str, Place], GroupMean] = {}
+        self._parts: dict[tuple[str, Place], list[Tensor]] = {}
 
     def add(self, rows: slice) -> None:
         """Runs some corrupt prompts. Nothing is kept of a run that fails."""
-        seen: dict[tuple[str, int], Tensor] = {}
+        seen: dict[tuple[str, Place], Tensor] = {}
+
+        def see(layer: Layer, site: Site, read: Tensor | None = None) -> None:
+            place = site, layer.index
+            if place in self._featurizers:
+                seen.update(self._told(place, Seen(read_site(layer, site), read)))
 
         def visit(layer: Layer) -> None:
-            seen["heads", layer.index] = layer.z
-            seen["mlps", layer.index] = layer.mlp_out
+            seen["heads", (Site.Z, layer.index)] = layer.z
+            see(layer, Site.ATTN_OUT)
+            read = read_by_mlp(layer, self._featurizers)
+            see(layer, Site.MLP_ACT)
+            seen["mlps", (Site.MLP_OUT, layer.index)] = layer.mlp_out
+            see(layer, Site.MLP_OUT, read)
+            see(layer, Site.RESID_POST)
 
         self._model.run(self._prompts.corrupt[rows], visit, stop=self._model.n_layers - 1, **self._prompts.padding(rows))
         for key, act in seen.items():
@@ -107,23 +125,39 @@ class Collector:
             else:
                 self._parts.setdefault(key, []).append(act)
 
+    def _told(self, place: Place, seen: Seen) -> dict[tuple[str, Place], Tensor]:
+        """What is kept of a place: coordinates and error for means, else the activation, which takes less memory."""
+        if self._needs.source == "mean":
+            coordinates, error = self._featurizers[place].encode(seen.act, seen.read)
+            return {("coordinates", place): coordinates, ("error", place): error}
+        return {("act", place): seen.act, **({} if seen.read is None else {("read", place): seen.read})}
+
     def collected(self) -> Collected:
         """What was kept."""
-        collected = Collected()
-        for (part, layer), total in self._sums.items():
-            getattr(collected, part)[layer] = total.value(self._model.dtype)
-        for (part, layer), pieces in self._parts.items():
-            getattr(collected, part)[layer] = torch.cat(pieces)
-        return collected
+        found = {key: torch.cat(pieces) for key, pieces in self._parts.items()}
+        for (part, place), total in self._sums.items():
+            found[part, place] = total.value(self._model.dtype if part in ("heads", "mlps") else torch.float32)
+        places = {place for _, place in found if place in self._featurizers}
+        return Collected(
+            heads={layer: act for (part, (_, layer)), act in found.items() if part == "heads"},
+            mlps={layer: act for (part, (_, layer)), act in found.items() if part == "mlps"},
+            means={at: Source(found["coordinates", at], found["error", at]) for at in places if ("error", at) in found},
+            runs={at: Seen(found["act", at], found.get(("read", at))) for at in places if ("act", at) in found},
+        )
 
 
 class Replacements:
     """The values that a patcher gives, ready to be laid over activations of rows = masks x prompts. Final.
 
     Values of patchers that do not read the activation are made once a layer and kept.
+
+    Attributes:
+        coordinates: The same for neurons and features.
     """
 
-    def __init__(self, model: HookedModel, prompts: PromptSet, patcher: Patcher, collected: Collected) -> None:
+    def __init__(
+        self, model: HookedModel, prompts: PromptSet, patcher: Patcher, collected: Collected, featurizers: Featurizers | None = None
+    ) -> None:
         self._model = model
         self._patcher = patcher
         self._collected = collected
@@ -132,6 +166,8 @@ class Replacements:
         self._heads: dict[int, Tensor] = {}
         self._mlps: dict[int, Tensor] = {}
         self._outs: dict[int, Tensor] = {}
+        means, runs = collected.means, collected.runs
+        self.coordinates = CoordinateEdits(featurizers or {}, patcher, means, runs, self._entries, prompts.n_pos)
 
     def heads(
         self, layer: int, z: Float[Tensor, "mask prompt pos head d_head"] | None, rows: slice

@@ -39,7 +39,7 @@ def quick_check(engine: NodeEngine) -> None:
             f"Patches would not fire where they should: {fired.detail}, expected once. This model is not built as circuitkit's table of "
             "architectures says; report it with the output of `circuitkit job=doctor`."
         )
-    oracle = ReferenceEngine(engine.model, prompts, engine.patcher, engine.metric, engine.universe)
+    oracle = ReferenceEngine(engine.model, prompts, engine.patcher, engine.metric, engine.universe, engine.featurizers)
     clean = oracle.clean_logits().cpu()
     if not clean.isfinite().all():
         raise MeasurementError(
@@ -87,7 +87,8 @@ def few(engine: Engine) -> PromptSet:
 
 def _masks(universe: NodeUniverse) -> Masks:
     """Nothing kept, only MLPs, only heads, a random half, and one each without some unit late and half-way in the model."""
-    is_mlp = torch.tensor([node.kind is Kind.MLP for node in universe.nodes])
+    is_mlp = universe.empty()
+    is_mlp[universe.places_of(Kind.MLP)[0]] = True
     half = torch.rand(len(universe), generator=torch.Generator().manual_seed(0)) < 0.5
     late, midway = universe.full(), universe.full()
     late[-1], midway[len(universe) // 2] = False, False
