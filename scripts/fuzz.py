@@ -253,13 +253,18 @@ def outcome(kind: Kind, path: Path, counts: Counts, name: str) -> str:
     except UserError as error:
         found = "sentence" if is_sentence(error) else "bug"
         if found == "bug":
-            counts.bugs.append(f"{name}: no sentence: {str(error)[:300]!r} from {path.read_bytes()[:500]!r}")
+            counts.bugs.append(f"{name}: no sentence: {str(error)[:300]!r} from {_start(path)!r}")
     except Exception:  # noqa: BLE001  whatever it is, it is what is looked for
         found = "bug"
-        counts.bugs.append(f"{name}: {traceback.format_exc(limit=-3)} from {path.read_bytes()[:500]!r}")
+        counts.bugs.append(f"{name}: {traceback.format_exc(limit=-3)} from {_start(path)!r}")
     counts.slowest = max(counts.slowest, time.perf_counter() - began)
     counts.outcomes[name, found] += 1
     return found
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes of a file; of what is none, such as a named pipe, nothing is read."""
+    return path.read_bytes()[:500] if path.is_file() else b""
 
 
 def fuzz(name: str, kind: Kind, files: int, seed: int, folder: Path) -> Counts:

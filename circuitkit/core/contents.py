@@ -1,9 +1,10 @@
-"""What is in a file or folder, as a hash."""
+"""What is in a file or folder, as a hash. It stands in core, though it reads, because parts know no other room."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def content(path: str) -> str | None:
 
 def _of_file(file: Path) -> str:
     before = file.stat()
+    if not stat.S_ISREG(before.st_mode):  # a named pipe would be waited for
+        raise OSError(f"{file} is no regular file")
     key = (os.path.abspath(file), before.st_ino, before.st_size, max(before.st_mtime_ns, before.st_ctime_ns))
     if key in _seen:
         return _seen[key]

@@ -174,7 +174,11 @@ def touches_the_disk(code):
     return [line for line, name in called if name in doors] + [name for name, _ in imported(tree) if name.partition(".")[0] in modules]
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "core").rglob("*.py")), ids=relative)
+# What a part was made with is hashed when it is made, files and sources among it; and parts (patchers, metrics) know core alone.
+HASHES = {"core/contents.py", "core/sources.py"}
+
+
+@pytest.mark.parametrize("path", sorted(each for each in (PACKAGE / "core").rglob("*.py") if relative(each) not in HASHES), ids=relative)
 def test_core_touches_no_disk(path):
     assert not touches_the_disk(path.read_text())
 
