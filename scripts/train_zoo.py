@@ -4,11 +4,12 @@ Run from anywhere, the package need not be installed (the repository root is put
 
     python scripts/train_zoo.py --model tiny_gpt2 --out circuitkit/models/zoo/tiny_gpt2 --seed 0
 
-Phase 1 teaches the skills; phase 2 goes on with the same loss and a price on attention heads that
-are at work in the core sequences (`HeadActivity`), so that few heads do each task. Phase 2 alone,
-from a folder that phase 1 wrote (`--sparsity 0` stops there):
+To the loss comes a price on heads and MLPs that are at work in the core sequences (`Activity`), so that
+few do each task. tiny_gpt2 is trained in one phase, in which the price grows (`--ramp`). tiny_llama has two:
+phase 1 teaches the skills, phase 2 (`--sparse-steps`) goes on with the whole price. Phase 2 alone, from a
+folder that phase 1 wrote (`--sparsity 0` stops there):
 
-    python scripts/train_zoo.py --model tiny_gpt2 --out new_folder --seed 0 --resume folder
+    python scripts/train_zoo.py --model tiny_llama --out new_folder --seed 0 --resume folder
 
 The training data is in `zoo_recipe.py`, the measurement of skills in `zoo_skills.py`, both beside
 this file. The same command, versions and kind of machine give the same model.
@@ -19,13 +20,15 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -42,15 +45,25 @@ import zoo_recipe as recipe  # noqa: E402
 import zoo_skills as skills  # noqa: E402
 
 from circuitkit.models.zoo import ZOO  # noqa: E402
-from circuitkit.models.zoo.training import HeadActivity, train  # noqa: E402
+from circuitkit.models.zoo.training import Activity, Prices, train  # noqa: E402
 from circuitkit.tasks import words  # noqa: E402
 
-SPARSITY = {"tiny_gpt2": 0.025, "tiny_llama": 0.007}
-SPARSE_STEPS = {"tiny_gpt2": 700, "tiny_llama": 600}
-# Half of the first layer's heads are dear, so that later layers' heads have work to do.
-HEAD_PRICES = {
-    name: ((1,) * 4 + (dear,) * 4, *[(1,) * 8] * 3)
-    for name, dear in (("tiny_gpt2", 6), ("tiny_llama", 8))
+PRICES = {
+    # Heads that compare members belong into layers 0 and 1, those that say the next one into 2 and 3; MLP 2 is dear.
+    "tiny_gpt2": Prices(
+        heads={
+            "member": ((1,) * 3 + (4,) * 5, (1,) * 3 + (4,) * 5, (3,) * 8, (4,) * 8),
+            "before": ((6,) * 8, (3,) * 8, (1,) * 3 + (3,) * 5, (1,) * 3 + (3,) * 5),
+            "other": ((2,) * 8,) * 4,
+        },
+        mlps=(0.3, 0.3, 1.5, 0.3),
+    ),
+    # Half of the first layer's heads are dear, so that later layers' heads have work to do.
+    "tiny_llama": Prices(heads={"any": ((1,) * 4 + (8,) * 4, *[(1,) * 8] * 3)}, mlps=(0,) * 4),
+}
+DEFAULTS = {
+    "tiny_gpt2": {"steps": 2800, "sparsity": 0.012, "ramp": (300, 1200), "sparse_steps": 0},
+    "tiny_llama": {"steps": 4000, "sparsity": 0.007, "ramp": None, "sparse_steps": 600},
 }
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
@@ -125,10 +138,10 @@ ABOUT = (
     " finding. It knows only the synthetic sentences of its training script; it is no general"
     " language model. Right-pad and feed texts with or without `<bos>`."
 )
-PHASES = (
-    "two; the second also charged for every attention head at work in the core sequences"
-    " (`sparsity`, `head_prices` per layer), so circuits are smaller, and lie more in the cheap"
-    " heads, than in a model trained on the language loss alone"
+PRICE = (
+    "also charged for every head and MLP at work in the core sequences (`sparsity`, `prices` by place, layer and"
+    " head), so circuits are smaller, and lie more in the cheap components, than in a model trained on the"
+    " language loss alone"
 )
 OTHER_NOTE = (
     "Fresh draws of the training distribution. Short prompts (bare sequences, equations, month"
@@ -162,7 +175,8 @@ def commands(options: argparse.Namespace) -> dict[str, str]:
     common = f" --seed {options.seed} --threads {options.threads}"
     first = f" --steps {options.steps} --learning-rate {options.learning_rate}"
     second = f" --sparsity {options.sparsity} --sparse-steps {options.sparse_steps}"
-    second += f" --sparse-learning-rate {options.sparse_learning_rate}"
+    second += f" --sparse-learning-rate {options.sparse_learning_rate}" if options.sparse_steps else ""
+    second += f" --ramp {options.ramp[0]} {options.ramp[1]}" if options.ramp else ""
     whole = start + zoo + common + first + second
     if options.resume is None:
         return {"command": whole}
@@ -171,6 +185,15 @@ def commands(options: argparse.Namespace) -> dict[str, str]:
         "phase_2_command": start + zoo + common + second + " --resume PHASE_1",
         "command": f"{whole} (both phases in one; these weights were made in two)",
     }
+
+
+def phases(options: argparse.Namespace) -> str:
+    """Return in words what was trained on."""
+    if not options.sparsity:
+        return "one"
+    if options.sparse_steps:
+        return f"two; the second {PRICE}"
+    return f"one; it {PRICE}; the price grows from step {options.ramp[0]} to {options.ramp[1]}"
 
 
 def planned_steps(options: argparse.Namespace) -> int:
@@ -182,7 +205,8 @@ def describe(
     options: argparse.Namespace, model: PreTrainedModel, step: int, loss: float, seconds: float
 ) -> dict[str, object]:
     """Return the card's contents but for the skills."""
-    shares = {kind.__name__: share for kind, share in recipe.RECIPE.items()}
+    shares = {kind.__name__: share for kind, share in recipe.SHARES[options.model].items()}
+    prices = PRICES[options.model]
     weights = (recipe.FILLER, recipe.RANDOM_MEMBER, recipe.ANSWER)
     return {
         "model": options.model,
@@ -193,10 +217,11 @@ def describe(
         "planned_steps": planned_steps(options),
         "documents_per_step": recipe.DOCS_PER_STEP,
         "learning_rate": options.learning_rate,
-        "phases": PHASES if options.sparsity else "one",
+        "phases": phases(options),
         "sparsity": options.sparsity,
         "sparse_steps": options.sparse_steps if options.sparsity else 0,
-        "head_prices": HEAD_PRICES[options.model],
+        "ramp": options.ramp if options.sparsity else None,
+        "prices": {"heads": prices.heads, "mlps": prices.mlps},
         "training_seconds": round(options.earlier_seconds + seconds),
         "final_loss": round(loss, 4),
         "architecture": architecture(model),
@@ -253,20 +278,20 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", choices=ZOO, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--sparsity", type=float, help="price of heads; 0: no phase 2")
-    parser.add_argument("--sparse-steps", type=int)
+    parser.add_argument("--sparsity", type=float, help="the whole price of activity; 0: none, and no phase 2")
+    parser.add_argument("--ramp", type=int, nargs=2, metavar=("FROM", "TO"), help="steps of phase 1 over which the price grows")
+    parser.add_argument("--sparse-steps", type=int, help="steps of phase 2, at the whole price; 0: no phase 2")
     parser.add_argument("--sparse-learning-rate", type=float, default=1e-3)
     parser.add_argument("--resume", type=Path, help="folder of phase 1; only phase 2 runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=300, help="steps between saves")
     options = parser.parse_args()
     options.earlier_seconds = 0
-    if options.sparsity is None:
-        options.sparsity = SPARSITY[options.model]
-    if options.sparse_steps is None:
-        options.sparse_steps = SPARSE_STEPS[options.model]
+    for name, value in DEFAULTS[options.model].items():
+        if vars(options)[name] is None:
+            setattr(options, name, value)
     if options.resume is not None:  # its steps are part of the card
         earlier = json.loads((options.resume / "card.json").read_text(encoding="utf-8"))
         if earlier.get("sparsity"):
@@ -277,18 +302,54 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
+class Price:
+    """The price of activity, which grows over the steps of a ramp. Final."""
+
+    def __init__(self, activity: Activity, whole: float, ramp: Sequence[int]) -> None:
+        self._activity, self._whole, (self._begin, self._end) = activity, whole, ramp
+        self.steps_done = 0
+
+    def __call__(self, ids: Tensor, weights: Tensor) -> Tensor:
+        """Return what to add to the loss of a chunk."""
+        share = min(1.0, max(0.0, (self.steps_done - self._begin) / (self._end - self._begin)))
+        return self._whole * share * self._activity.cost(ids, weights) if share else torch.zeros(())
+
+
+def watched(options: argparse.Namespace, model: PreTrainedModel, vocabulary: dict[str, int]) -> Activity:
+    """Return the activity of a model's components in the core sequences."""
+    families = [[vocabulary[word] for word in recipe.SETS[name][0]] for name in skills.CORE]
+    return Activity(model, families, PRICES[options.model])
+
+
+def teach(
+    options: argparse.Namespace, model: PreTrainedModel, vocabulary: dict[str, int], on_log: Callable[[int, float], None]
+) -> float:
+    """Run phase 1, with a growing price if there is a ramp."""
+    data = recipe.batches(vocabulary, options.seed, recipe.SHARES[options.model])
+    settings: dict[str, Any] = {"steps": options.steps, "learning_rate": options.learning_rate, "seed": options.seed}
+    if not (options.ramp and options.sparsity):
+        return train(model, data, **settings, on_log=on_log)
+    activity = watched(options, model, vocabulary)
+    price = Price(activity, options.sparsity, options.ramp)
+
+    def count(step: int, loss: float) -> None:
+        """Tell the price the step."""
+        price.steps_done = step
+        on_log(step, loss)
+
+    loss = train(model, data, **settings, penalty=price, on_log=count)
+    activity.close()
+    return loss
+
+
 def sparsify(
-    options: argparse.Namespace,
-    model: PreTrainedModel,
-    vocabulary: dict[str, int],
-    on_log: Callable[[int, float], None],
+    options: argparse.Namespace, model: PreTrainedModel, vocabulary: dict[str, int], on_log: Callable[[int, float], None]
 ) -> float:
     """Run phase 2; it depends on the weights, the options and the seed only."""
-    families = [[vocabulary[word] for word in recipe.SETS[name][0]] for name in skills.CORE]
-    activity = HeadActivity(model, families, prices=HEAD_PRICES[options.model])
+    activity = watched(options, model, vocabulary)
     loss = train(
         model,
-        recipe.batches(vocabulary, options.seed + 1000),
+        recipe.batches(vocabulary, options.seed + 1000, recipe.SHARES[options.model]),
         steps=options.sparse_steps,
         learning_rate=options.sparse_learning_rate,
         warmup=30,
@@ -328,15 +389,8 @@ def main() -> None:
 
     loss = 0.0
     if options.resume is None:
-        loss = train(
-            model,
-            recipe.batches(vocabulary, options.seed),
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            on_log=on_log,
-        )
-    if options.sparsity:
+        loss = teach(options, model, vocabulary, on_log)
+    if options.sparsity and options.sparse_steps:
         loss = sparsify(
             options, model, vocabulary, lambda step, loss: on_log(options.steps + step, loss)
         )
