@@ -4,31 +4,29 @@ Run from anywhere, the package need not be installed (the repository root is put
 
     python scripts/train_zoo.py --model tiny_gpt2 --out circuitkit/models/zoo/tiny_gpt2 --seed 0
 
-To the loss comes a price on heads and MLPs that are at work in the core sequences (`Activity`), so that
-few do each task. tiny_gpt2 is trained in one phase, in which the price grows (`--ramp`). tiny_llama has two:
-phase 1 teaches the skills, phase 2 (`--sparse-steps`) goes on with the whole price. Phase 2 alone, from a
-folder that phase 1 wrote (`--sparsity 0` stops there):
+The phases of its training are in `zoo_phases.py`: the first teaches the skills, the later ones go on with the same loss and a
+price on heads and MLPs that are at work in the core sequences (`Activity`), so that few do each task. The later phases alone,
+from a folder that the earlier ones wrote (`--phases 2` stops after the second):
 
-    python scripts/train_zoo.py --model tiny_llama --out new_folder --seed 0 --resume folder
+    python scripts/train_zoo.py --model tiny_gpt2 --out new_folder --seed 0 --resume folder
 
-The training data is in `zoo_recipe.py`, the measurement of skills in `zoo_skills.py`, both beside
-this file. The same command, versions and kind of machine give the same model.
+The training data is in `zoo_recipe.py`, the measurement of skills in `zoo_skills.py`, beside this file. The same command,
+versions and kind of machine give the same model.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -41,30 +39,13 @@ from transformers import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import zoo_phases  # noqa: E402
 import zoo_recipe as recipe  # noqa: E402
 import zoo_skills as skills  # noqa: E402
 
 from circuitkit.models.zoo import ZOO  # noqa: E402
-from circuitkit.models.zoo.training import Activity, Prices, train  # noqa: E402
 from circuitkit.tasks import words  # noqa: E402
 
-PRICES = {
-    # Heads that compare members belong into layers 0 and 1, those that say the next one into 2 and 3; MLP 2 is dear.
-    "tiny_gpt2": Prices(
-        heads={
-            "member": ((1,) * 3 + (4,) * 5, (1,) * 3 + (4,) * 5, (3,) * 8, (4,) * 8),
-            "before": ((6,) * 8, (3,) * 8, (1,) * 3 + (3,) * 5, (1,) * 3 + (3,) * 5),
-            "other": ((2,) * 8,) * 4,
-        },
-        mlps=(0.3, 0.3, 1.5, 0.3),
-    ),
-    # Half of the first layer's heads are dear, so that later layers' heads have work to do.
-    "tiny_llama": Prices(heads={"any": ((1,) * 4 + (8,) * 4, *[(1,) * 8] * 3)}, mlps=(0,) * 4),
-}
-DEFAULTS = {
-    "tiny_gpt2": {"steps": 2800, "sparsity": 0.012, "ramp": (300, 1200), "sparse_steps": 0},
-    "tiny_llama": {"steps": 4000, "sparsity": 0.007, "ramp": None, "sparse_steps": 600},
-}
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
@@ -139,10 +120,15 @@ ABOUT = (
     " language model. Right-pad and feed texts with or without `<bos>`."
 )
 PRICE = (
-    "also charged for every head and MLP at work in the core sequences (`sparsity`, `prices` by place, layer and"
-    " head), so circuits are smaller, and lie more in the cheap components, than in a model trained on the"
-    " language loss alone"
+    "phases with a `sparsity` also charged for every head and MLP at work in the core sequences (`prices` by place, layer and"
+    " head), so circuits are smaller, and lie more in the cheap components, than in a model trained on the language loss alone"
 )
+BEFORE = {
+    "tiny_gpt2": "the model after phases 1 and 2 alone was this package's tiny_gpt2 at first (tests/fixtures/tiny_gpt2_before). Its"
+    " circuits were degenerate: every MLP was in every one, the months circuit had heads of layer 0 alone, because only layer and head,"
+    " not place, were priced. Phase 3 moved the reading of members into later layers",
+    "tiny_llama": "none",
+}
 OTHER_NOTE = (
     "Fresh draws of the training distribution. Short prompts (bare sequences, equations, month"
     " problems) also occur in the training data, so this is what was learnt, not generalisation."
@@ -169,44 +155,22 @@ def architecture(model: PreTrainedModel) -> dict[str, object]:
 
 
 def commands(options: argparse.Namespace) -> dict[str, str]:
-    """Return the command that makes the model and, after `--resume`, those that made it."""
+    """Return the command that makes the model and, after `--resume`, the one that was run."""
     start = f"python scripts/train_zoo.py --model {options.model}"
-    zoo = f" --out circuitkit/models/zoo/{options.model}"
-    common = f" --seed {options.seed} --threads {options.threads}"
-    first = f" --steps {options.steps} --learning-rate {options.learning_rate}"
-    second = f" --sparsity {options.sparsity} --sparse-steps {options.sparse_steps}"
-    second += f" --sparse-learning-rate {options.sparse_learning_rate}" if options.sparse_steps else ""
-    second += f" --ramp {options.ramp[0]} {options.ramp[1]}" if options.ramp else ""
-    whole = start + zoo + common + first + second
+    zoo = f" --out circuitkit/models/zoo/{options.model} --seed {options.seed} --threads {options.threads}"
     if options.resume is None:
-        return {"command": whole}
+        return {"command": start + zoo}
     return {
-        "phase_1_command": start + " --out PHASE_1" + common + first + " --sparsity 0",
-        "phase_2_command": start + zoo + common + second + " --resume PHASE_1",
-        "command": f"{whole} (both phases in one; these weights were made in two)",
+        "command": f"{start}{zoo} (all phases in one; these weights were made in two runs)",
+        "last_command": f"{start}{zoo} --resume {options.resume}",
+        "earlier_command": options.earlier["command"],
     }
-
-
-def phases(options: argparse.Namespace) -> str:
-    """Return in words what was trained on."""
-    if not options.sparsity:
-        return "one"
-    if options.sparse_steps:
-        return f"two; the second {PRICE}"
-    return f"one; it {PRICE}; the price grows from step {options.ramp[0]} to {options.ramp[1]}"
-
-
-def planned_steps(options: argparse.Namespace) -> int:
-    """Return the number of steps of both phases, those done before `--resume` among them."""
-    return options.steps + (options.sparse_steps if options.sparsity else 0)
 
 
 def describe(
     options: argparse.Namespace, model: PreTrainedModel, step: int, loss: float, seconds: float
 ) -> dict[str, object]:
     """Return the card's contents but for the skills."""
-    shares = {kind.__name__: share for kind, share in recipe.SHARES[options.model].items()}
-    prices = PRICES[options.model]
     weights = (recipe.FILLER, recipe.RANDOM_MEMBER, recipe.ANSWER)
     return {
         "model": options.model,
@@ -214,18 +178,13 @@ def describe(
         **commands(options),
         "seed": options.seed,
         "steps": step,
-        "planned_steps": planned_steps(options),
-        "documents_per_step": recipe.DOCS_PER_STEP,
-        "learning_rate": options.learning_rate,
-        "phases": phases(options),
-        "sparsity": options.sparsity,
-        "sparse_steps": options.sparse_steps if options.sparsity else 0,
-        "ramp": options.ramp if options.sparsity else None,
-        "prices": {"heads": prices.heads, "mlps": prices.mlps},
-        "training_seconds": round(options.earlier_seconds + seconds),
+        "planned_steps": sum(phase.steps for phase in phases(options)),
+        "phases": [phase_card(phase) for phase in phases(options)],
+        "price": PRICE,
+        "before": BEFORE[options.model],
+        "training_seconds": round(options.earlier["training_seconds"] + seconds),
         "final_loss": round(loss, 4),
         "architecture": architecture(model),
-        "data": shares,
         "random_order_share_of_sequences": recipe.RANDOM_SHARE,
         "share_starting_with_bos": 0.5,
         "loss_weights": dict(zip(("filler", "random member", "answer"), weights, strict=True)),
@@ -236,6 +195,18 @@ def describe(
             "tokenizers": tokenizers.__version__,
         },
     }
+
+
+def phases(options: argparse.Namespace) -> tuple[zoo_phases.Phase, ...]:
+    """Return the phases of the whole training, those done before `--resume` among them."""
+    return zoo_phases.PHASES[options.model][: options.phases]
+
+
+def phase_card(phase: zoo_phases.Phase) -> dict[str, object]:
+    """Return a phase as the card shows it."""
+    entry = asdict(phase)
+    entry["shares"] = {kind.__name__: share for kind, share in zip(recipe.KINDS, phase.shares, strict=True)}
+    return entry if phase.sparsity else {key: entry[key] for key in entry if key not in ("sparsity", "prices", "ramp")}
 
 
 def write_card(folder: Path, card: dict) -> None:
@@ -278,87 +249,19 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", choices=ZOO, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--sparsity", type=float, help="the whole price of activity; 0: none, and no phase 2")
-    parser.add_argument("--ramp", type=int, nargs=2, metavar=("FROM", "TO"), help="steps of phase 1 over which the price grows")
-    parser.add_argument("--sparse-steps", type=int, help="steps of phase 2, at the whole price; 0: no phase 2")
-    parser.add_argument("--sparse-learning-rate", type=float, default=1e-3)
-    parser.add_argument("--resume", type=Path, help="folder of phase 1; only phase 2 runs")
+    parser.add_argument("--phases", type=int, help="stop after so many; all by default")
+    parser.add_argument("--resume", type=Path, help="folder that earlier phases wrote; only the later ones run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=300, help="steps between saves")
     options = parser.parse_args()
-    options.earlier_seconds = 0
-    for name, value in DEFAULTS[options.model].items():
-        if vars(options)[name] is None:
-            setattr(options, name, value)
+    options.earlier = {"steps": 0, "training_seconds": 0}
     if options.resume is not None:  # its steps are part of the card
-        earlier = json.loads((options.resume / "card.json").read_text(encoding="utf-8"))
-        if earlier.get("sparsity"):
-            parser.error(f"{options.resume} holds a model after phase 2; --resume wants phase 1")
-        options.steps = earlier["steps"]
-        options.learning_rate = earlier.get("learning_rate", options.learning_rate)
-        options.earlier_seconds = earlier["training_seconds"]
+        options.earlier = json.loads((options.resume / "card.json").read_text(encoding="utf-8"))
+    ends = list(itertools.accumulate((phase.steps for phase in phases(options)), initial=0))
+    if options.earlier["steps"] not in ends[:-1]:
+        parser.error(f"{options.resume} has {options.earlier['steps']} steps; --resume wants the end of a phase, after {ends[1:-1]} steps")
+    options.done = ends.index(options.earlier["steps"])
     return options
-
-
-class Price:
-    """The price of activity, which grows over the steps of a ramp. Final."""
-
-    def __init__(self, activity: Activity, whole: float, ramp: Sequence[int]) -> None:
-        self._activity, self._whole, (self._begin, self._end) = activity, whole, ramp
-        self.steps_done = 0
-
-    def __call__(self, ids: Tensor, weights: Tensor) -> Tensor:
-        """Return what to add to the loss of a chunk."""
-        share = min(1.0, max(0.0, (self.steps_done - self._begin) / (self._end - self._begin)))
-        return self._whole * share * self._activity.cost(ids, weights) if share else torch.zeros(())
-
-
-def watched(options: argparse.Namespace, model: PreTrainedModel, vocabulary: dict[str, int]) -> Activity:
-    """Return the activity of a model's components in the core sequences."""
-    families = [[vocabulary[word] for word in recipe.SETS[name][0]] for name in skills.CORE]
-    return Activity(model, families, PRICES[options.model])
-
-
-def teach(
-    options: argparse.Namespace, model: PreTrainedModel, vocabulary: dict[str, int], on_log: Callable[[int, float], None]
-) -> float:
-    """Run phase 1, with a growing price if there is a ramp."""
-    data = recipe.batches(vocabulary, options.seed, recipe.SHARES[options.model])
-    settings: dict[str, Any] = {"steps": options.steps, "learning_rate": options.learning_rate, "seed": options.seed}
-    if not (options.ramp and options.sparsity):
-        return train(model, data, **settings, on_log=on_log)
-    activity = watched(options, model, vocabulary)
-    price = Price(activity, options.sparsity, options.ramp)
-
-    def count(step: int, loss: float) -> None:
-        """Tell the price the step."""
-        price.steps_done = step
-        on_log(step, loss)
-
-    loss = train(model, data, **settings, penalty=price, on_log=count)
-    activity.close()
-    return loss
-
-
-def sparsify(
-    options: argparse.Namespace, model: PreTrainedModel, vocabulary: dict[str, int], on_log: Callable[[int, float], None]
-) -> float:
-    """Run phase 2; it depends on the weights, the options and the seed only."""
-    activity = watched(options, model, vocabulary)
-    loss = train(
-        model,
-        recipe.batches(vocabulary, options.seed + 1000, recipe.SHARES[options.model]),
-        steps=options.sparse_steps,
-        learning_rate=options.sparse_learning_rate,
-        warmup=30,
-        seed=options.seed,
-        penalty=lambda ids, weights: options.sparsity * activity.cost(ids, weights),
-        on_log=on_log,
-    )
-    activity.close()
-    return loss
 
 
 def main() -> None:
@@ -370,7 +273,7 @@ def main() -> None:
     model = build_model(options.model, vocabulary, options.seed)
     if options.resume is not None:
         model = type(model).from_pretrained(options.resume)
-    planned = planned_steps(options)
+    done = sum(phase.steps for phase in phases(options)[: options.done])
     begin = time.time()
 
     def write(step: int, loss: float) -> None:
@@ -384,17 +287,14 @@ def main() -> None:
         """Report progress and write a usable folder now and then."""
         if step % 25 == 0:
             print(f"step {step} loss {loss:.4f} time {time.time() - begin:.0f}s", flush=True)
-        if step % options.save_every == 0 and step < planned:
+        if step % options.save_every == 0:
             write(step, loss)
 
     loss = 0.0
-    if options.resume is None:
-        loss = teach(options, model, vocabulary, on_log)
-    if options.sparsity and options.sparse_steps:
-        loss = sparsify(
-            options, model, vocabulary, lambda step, loss: on_log(options.steps + step, loss)
-        )
-    write(planned, loss)
+    for phase in phases(options)[options.done :]:
+        loss = zoo_phases.run(phase, model, vocabulary, options.seed, lambda step, loss, done=done: on_log(done + step, loss))
+        done += phase.steps
+    write(done, loss)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The data recipe of the embedded "zoo" models: synthetic documents with a weight per word.
 
-Every row of the training data is one document; `SHARES` holds the mixture. Words that follow from
+Every row of the training data is one document; a `Phase` says how many are of which kind (`KINDS`). Words that follow from
 the text before them (the next member, the answer) weigh much more than fillers. Used by
 `train_zoo.py` beside this file, which puts the repository root on `sys.path`.
 """
@@ -39,7 +39,6 @@ GLUE = (
 ).split()
 FILLER, RANDOM_MEMBER, ANSWER = 0.15, 1.0, 5.0  # loss weights
 RANDOM_SHARE = 0.22  # of the sequence documents hold members in random order
-DOCS_PER_STEP = 144
 
 Doc = list[tuple[str, float]]
 """One document: words, each with its weight in the loss."""
@@ -159,10 +158,6 @@ def greater_than_doc(rng: random.Random) -> Doc:
 
 
 KINDS = (template_doc, bare_doc, arithmetic_doc, month_problem_doc, indirect_object_doc, greater_than_doc)
-SHARES: dict[str, dict[Callable[[random.Random], Doc], float]] = {  # of the documents, by model
-    "tiny_gpt2": dict(zip(KINDS, (0.40, 0.22, 0.22, 0.07, 0.05, 0.04), strict=True)),
-    "tiny_llama": dict(zip(KINDS, (0.36, 0.20, 0.28, 0.07, 0.05, 0.04), strict=True)),
-}
 
 
 def chunk(docs: list[Doc], vocabulary: dict[str, int]) -> Chunk:
@@ -173,12 +168,14 @@ def chunk(docs: list[Doc], vocabulary: dict[str, int]) -> Chunk:
     return ids, torch.tensor([[weight for _, weight in row] for row in rows])
 
 
-def batches(vocabulary: dict[str, int], seed: int, shares: dict[Callable[[random.Random], Doc], float]) -> Iterator[list[Chunk]]:
+def batches(
+    vocabulary: dict[str, int], seed: int, shares: dict[Callable[[random.Random], Doc], float], documents: int
+) -> Iterator[list[Chunk]]:
     """Yield batches for ever, documents of like length together."""
     rng = random.Random(seed)
     kinds, each = list(shares), list(shares.values())
     while True:
-        docs = [kind(rng) for kind in rng.choices(kinds, each, k=DOCS_PER_STEP)]
+        docs = [kind(rng) for kind in rng.choices(kinds, each, k=documents)]
         # Half of the documents start with <bos>, so that prompts work with and without it.
         docs = [[("<bos>", 0.0), *doc] if rng.random() < 0.5 else doc for doc in docs]
         buckets = [[d for d in docs if a < len(d) <= b] for a, b in ((0, 8), (8, 22), (22, 48))]

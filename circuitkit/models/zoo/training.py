@@ -41,10 +41,13 @@ class Prices:
     Attributes:
         heads: By place of a document (``PLACES``), per layer and head.
         mlps: Per layer; counted over all tokens. 0 is free.
+        relative: Whether activity is a share of the residual stream that it is added to. If not, a layer whose stream is small,
+            such as the first, can write little and mean much, since what reads it is normalised.
     """
 
     heads: Mapping[str, Sequence[Sequence[float]]]
     mlps: Sequence[float]
+    relative: bool
 
 
 def _before_member(member: Tensor) -> Tensor:
@@ -79,6 +82,7 @@ class Activity:
     """
 
     PROJECTIONS = (".attn.c_proj", ".self_attn.o_proj")
+    NORMS = (".ln_2", ".post_attention_layernorm")
 
     def __init__(self, model: PreTrainedModel, families: Sequence[Sequence[int]], prices: Prices, members: int = 5) -> None:
         self._families = [torch.tensor(list(family)) for family in families]
@@ -87,10 +91,11 @@ class Activity:
         named = dict(model.named_modules())
         self._projections = [module for name, module in named.items() if name.endswith(self.PROJECTIONS)]
         self._mlps = [module for name, module in named.items() if name.endswith(".mlp")]
+        self._norms = [module for name, module in named.items() if name.endswith(self.NORMS)]
         self._prices = {place: [torch.tensor(row, dtype=torch.float32) for row in table] for place, table in prices.heads.items()}
-        self._mlp_prices = prices.mlps
+        self._mlp_prices, self._relative = prices.mlps, prices.relative
         self._seen: dict[nn.Module, Tensor] = {}
-        self._hooks = [module.register_forward_pre_hook(self._remember_input) for module in self._projections]
+        self._hooks = [module.register_forward_pre_hook(self._remember_input) for module in (*self._projections, *self._norms)]
         self._hooks += [module.register_forward_hook(self._remember_output) for module in self._mlps]
 
     def _remember_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -124,17 +129,18 @@ class Activity:
                 continue
             n_rows, member, counted = int(rows.sum()), member[rows], weights[rows] > 0
             places = {place: PLACES[place](member) & counted for place in self._prices}
+            scales = [self._scale(self._seen[norm][rows][counted]) for norm in self._norms]
             for layer, module in enumerate(self._projections):
                 z, written = self._seen[module][rows], self._written(module)
                 for place, tables in self._prices.items():
                     if places[place].sum() >= 2:
                         activity = self._activity(z[places[place]], written)
-                        total = total + n_rows * (tables[layer].to(activity) * activity).sum()
-            for price, module in zip(self._mlp_prices, self._mlps, strict=True):
+                        total = total + n_rows * (tables[layer].to(activity) * activity).sum() / scales[layer]
+            for price, module, scale in zip(self._mlp_prices, self._mlps, scales, strict=True):
                 if price:
                     output = self._seen[module][rows][counted]
                     energy = ((output - output.mean(0)) ** 2).sum(1).mean()
-                    total = total + n_rows * price * (energy + 1e-6).sqrt()
+                    total = total + n_rows * price * (energy + 1e-6).sqrt() / scale
         return total / len(ids)
 
     def _activity(self, z: Tensor, written: Tensor) -> Tensor:
@@ -143,6 +149,10 @@ class Activity:
         tokens = (tokens - tokens.mean(0)).transpose(0, 1)
         spread = tokens.mT @ tokens / tokens.shape[1]
         return ((spread * written).sum((1, 2)).clamp(min=0) + 1e-6).sqrt()
+
+    def _scale(self, stream: Tensor) -> Tensor:
+        """Return what activity is measured against: the root mean square norm of the stream `[tokens, d_model]`, as a constant, or 1."""
+        return stream.detach().pow(2).sum(-1).mean().sqrt() if self._relative else stream.new_ones(())
 
     def close(self) -> None:
         """Take the hooks off the model."""
