@@ -160,10 +160,11 @@ def commands(options: argparse.Namespace) -> dict[str, str]:
     zoo = f" --out circuitkit/models/zoo/{options.model} --seed {options.seed} --threads {options.threads}"
     if options.resume is None:
         return {"command": start + zoo}
+    seed = f" --seed {options.seed} --threads {options.threads}"
     return {
-        "command": f"{start}{zoo} (all phases in one; these weights were made in two runs)",
-        "last_command": f"{start}{zoo} --resume {options.resume}",
-        "earlier_command": options.earlier["command"],
+        "command": f"{start}{zoo} (all phases in one; these weights were made in several runs, each from the saved weights of the last)",
+        "earlier_command": f"{start} --out EARLIER{seed} --phases {options.done}",
+        "last_command": f"{start}{zoo} --resume EARLIER",
     }
 
 
