@@ -4,22 +4,23 @@ Run from anywhere, the package need not be installed (the repository root is put
 
     python scripts/train_zoo.py --model tiny_gpt2 --out circuitkit/models/zoo/tiny_gpt2 --seed 0
 
-Phase 1 teaches the skills; phase 2 goes on with the same loss and a price on attention heads that
-are at work in the core sequences (`HeadActivity`), so that few heads do each task. Phase 2 alone,
-from a folder that phase 1 wrote (`--sparsity 0` stops there):
+The phases of its training are in `zoo_phases.py`: the first teaches the skills, the later ones go on with the same loss and a
+price on heads and MLPs that are at work in the core sequences (`Activity`), so that few do each task. The later phases alone,
+from a folder that the earlier ones wrote (`--phases 2` stops after the second):
 
     python scripts/train_zoo.py --model tiny_gpt2 --out new_folder --seed 0 --resume folder
 
-The training data is in `zoo_recipe.py`, the measurement of skills in `zoo_skills.py`, both beside
-this file. The same command, versions and kind of machine give the same model.
+The training data is in `zoo_recipe.py`, the measurement of skills in `zoo_skills.py`, beside this file. The same command,
+versions and kind of machine give the same model.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import tokenizers
@@ -38,17 +39,13 @@ from transformers import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import zoo_phases  # noqa: E402
 import zoo_recipe as recipe  # noqa: E402
 import zoo_skills as skills  # noqa: E402
 
 from circuitkit.models.zoo import ZOO  # noqa: E402
-from circuitkit.models.zoo.training import HeadActivity, train  # noqa: E402
 from circuitkit.tasks import words  # noqa: E402
 
-SPARSITY = {"tiny_gpt2": 0.025, "tiny_llama": 0.007}
-SPARSE_STEPS = {"tiny_gpt2": 700, "tiny_llama": 600}
-# Half of the first layer's heads are dear, so that later layers' heads have work to do.
-HEAD_PRICES = {name: ((1,) * 4 + (dear,) * 4, *[(1,) * 8] * 3) for name, dear in (("tiny_gpt2", 6), ("tiny_llama", 8))}
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
@@ -66,7 +63,9 @@ def build_tokenizer(adds_bos: bool) -> PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate(unique)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
     if adds_bos:
         backend.post_processor = processors.TemplateProcessing(
             single="<bos> $A",
@@ -120,11 +119,16 @@ ABOUT = (
     " finding. It knows only the synthetic sentences of its training script; it is no general"
     " language model. Right-pad and feed texts with or without `<bos>`."
 )
-PHASES = (
-    "two; the second also charged for every attention head at work in the core sequences"
-    " (`sparsity`, `head_prices` per layer), so circuits are smaller, and lie more in the cheap"
-    " heads, than in a model trained on the language loss alone"
+PRICE = (
+    "phases with a `sparsity` also charged for every head and MLP at work in the core sequences (`prices` by place, layer and"
+    " head), so circuits are smaller, and lie more in the cheap components, than in a model trained on the language loss alone"
 )
+BEFORE = {
+    "tiny_gpt2": "the model after phases 1 and 2 alone was this package's tiny_gpt2 at first (tests/fixtures/tiny_gpt2_before). Its"
+    " circuits were degenerate: every MLP was in every one, the months circuit had heads of layer 0 alone, because only layer and head,"
+    " not place, were priced. Phase 3 moved the reading of members into later layers",
+    "tiny_llama": "none",
+}
 OTHER_NOTE = (
     "Fresh draws of the training distribution. Short prompts (bare sequences, equations, month"
     " problems) also occur in the training data, so this is what was learnt, not generalisation."
@@ -151,31 +155,23 @@ def architecture(model: PreTrainedModel) -> dict[str, object]:
 
 
 def commands(options: argparse.Namespace) -> dict[str, str]:
-    """Return the command that makes the model and, after `--resume`, those that made it."""
+    """Return the command that makes the model and, after `--resume`, the one that was run."""
     start = f"python scripts/train_zoo.py --model {options.model}"
-    zoo = f" --out circuitkit/models/zoo/{options.model}"
-    common = f" --seed {options.seed} --threads {options.threads}"
-    first = f" --steps {options.steps} --learning-rate {options.learning_rate}"
-    second = f" --sparsity {options.sparsity} --sparse-steps {options.sparse_steps}"
-    second += f" --sparse-learning-rate {options.sparse_learning_rate}"
-    whole = start + zoo + common + first + second
+    zoo = f" --out circuitkit/models/zoo/{options.model} --seed {options.seed} --threads {options.threads}"
     if options.resume is None:
-        return {"command": whole}
+        return {"command": start + zoo}
+    seed = f" --seed {options.seed} --threads {options.threads}"
     return {
-        "phase_1_command": start + " --out PHASE_1" + common + first + " --sparsity 0",
-        "phase_2_command": start + zoo + common + second + " --resume PHASE_1",
-        "command": f"{whole} (both phases in one; these weights were made in two)",
+        "command": f"{start}{zoo} (all phases in one; these weights were made in several runs, each from the saved weights of the last)",
+        "earlier_command": f"{start} --out EARLIER{seed} --phases {options.done}",
+        "last_command": f"{start}{zoo} --resume EARLIER",
     }
 
 
-def planned_steps(options: argparse.Namespace) -> int:
-    """Return the number of steps of both phases, those done before `--resume` among them."""
-    return options.steps + (options.sparse_steps if options.sparsity else 0)
-
-
-def describe(options: argparse.Namespace, model: PreTrainedModel, step: int, loss: float, seconds: float) -> dict[str, object]:
+def describe(
+    options: argparse.Namespace, model: PreTrainedModel, step: int, loss: float, seconds: float
+) -> dict[str, object]:
     """Return the card's contents but for the skills."""
-    shares = {kind.__name__: share for kind, share in recipe.RECIPE.items()}
     weights = (recipe.FILLER, recipe.RANDOM_MEMBER, recipe.ANSWER)
     return {
         "model": options.model,
@@ -183,17 +179,13 @@ def describe(options: argparse.Namespace, model: PreTrainedModel, step: int, los
         **commands(options),
         "seed": options.seed,
         "steps": step,
-        "planned_steps": planned_steps(options),
-        "documents_per_step": recipe.DOCS_PER_STEP,
-        "learning_rate": options.learning_rate,
-        "phases": PHASES if options.sparsity else "one",
-        "sparsity": options.sparsity,
-        "sparse_steps": options.sparse_steps if options.sparsity else 0,
-        "head_prices": HEAD_PRICES[options.model],
-        "training_seconds": round(options.earlier_seconds + seconds),
+        "planned_steps": sum(phase.steps for phase in phases(options)),
+        "phases": [phase_card(phase) for phase in phases(options)],
+        "price": PRICE,
+        "before": BEFORE[options.model],
+        "training_seconds": round(options.earlier["training_seconds"] + seconds),
         "final_loss": round(loss, 4),
         "architecture": architecture(model),
-        "data": shares,
         "random_order_share_of_sequences": recipe.RANDOM_SHARE,
         "share_starting_with_bos": 0.5,
         "loss_weights": dict(zip(("filler", "random member", "answer"), weights, strict=True)),
@@ -204,6 +196,18 @@ def describe(options: argparse.Namespace, model: PreTrainedModel, step: int, los
             "tokenizers": tokenizers.__version__,
         },
     }
+
+
+def phases(options: argparse.Namespace) -> tuple[zoo_phases.Phase, ...]:
+    """Return the phases of the whole training, those done before `--resume` among them."""
+    return zoo_phases.PHASES[options.model][: options.phases]
+
+
+def phase_card(phase: zoo_phases.Phase) -> dict[str, object]:
+    """Return a phase as the card shows it."""
+    entry = asdict(phase)
+    entry["shares"] = {kind.__name__: share for kind, share in zip(recipe.KINDS, phase.shares, strict=True)}
+    return entry if phase.sparsity else {key: entry[key] for key in entry if key not in ("sparsity", "prices", "ramp")}
 
 
 def write_card(folder: Path, card: dict) -> None:
@@ -246,51 +250,19 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", choices=ZOO, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--sparsity", type=float, help="price of heads; 0: no phase 2")
-    parser.add_argument("--sparse-steps", type=int)
-    parser.add_argument("--sparse-learning-rate", type=float, default=1e-3)
-    parser.add_argument("--resume", type=Path, help="folder of phase 1; only phase 2 runs")
+    parser.add_argument("--phases", type=int, help="stop after so many; all by default")
+    parser.add_argument("--resume", type=Path, help="folder that earlier phases wrote; only the later ones run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=300, help="steps between saves")
     options = parser.parse_args()
-    options.earlier_seconds = 0
-    if options.sparsity is None:
-        options.sparsity = SPARSITY[options.model]
-    if options.sparse_steps is None:
-        options.sparse_steps = SPARSE_STEPS[options.model]
+    options.earlier = {"steps": 0, "training_seconds": 0}
     if options.resume is not None:  # its steps are part of the card
-        earlier = json.loads((options.resume / "card.json").read_text(encoding="utf-8"))
-        if earlier.get("sparsity"):
-            parser.error(f"{options.resume} holds a model after phase 2; --resume wants phase 1")
-        options.steps = earlier["steps"]
-        options.learning_rate = earlier.get("learning_rate", options.learning_rate)
-        options.earlier_seconds = earlier["training_seconds"]
+        options.earlier = json.loads((options.resume / "card.json").read_text(encoding="utf-8"))
+    ends = list(itertools.accumulate((phase.steps for phase in phases(options)), initial=0))
+    if options.earlier["steps"] not in ends[:-1]:
+        parser.error(f"{options.resume} has {options.earlier['steps']} steps; --resume wants the end of a phase, after {ends[1:-1]} steps")
+    options.done = ends.index(options.earlier["steps"])
     return options
-
-
-def sparsify(
-    options: argparse.Namespace,
-    model: PreTrainedModel,
-    vocabulary: dict[str, int],
-    on_log: Callable[[int, float], None],
-) -> float:
-    """Run phase 2; it depends on the weights, the options and the seed only."""
-    families = [[vocabulary[word] for word in recipe.SETS[name][0]] for name in skills.CORE]
-    activity = HeadActivity(model, families, prices=HEAD_PRICES[options.model])
-    loss = train(
-        model,
-        recipe.batches(vocabulary, options.seed + 1000),
-        steps=options.sparse_steps,
-        learning_rate=options.sparse_learning_rate,
-        warmup=30,
-        seed=options.seed,
-        penalty=lambda ids, weights: options.sparsity * activity.cost(ids, weights),
-        on_log=on_log,
-    )
-    activity.close()
-    return loss
 
 
 def main() -> None:
@@ -302,7 +274,7 @@ def main() -> None:
     model = build_model(options.model, vocabulary, options.seed)
     if options.resume is not None:
         model = type(model).from_pretrained(options.resume)
-    planned = planned_steps(options)
+    done = sum(phase.steps for phase in phases(options)[: options.done])
     begin = time.time()
 
     def write(step: int, loss: float) -> None:
@@ -316,22 +288,14 @@ def main() -> None:
         """Report progress and write a usable folder now and then."""
         if step % 25 == 0:
             print(f"step {step} loss {loss:.4f} time {time.time() - begin:.0f}s", flush=True)
-        if step % options.save_every == 0 and step < planned:
+        if step % options.save_every == 0:
             write(step, loss)
 
     loss = 0.0
-    if options.resume is None:
-        loss = train(
-            model,
-            recipe.batches(vocabulary, options.seed),
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            on_log=on_log,
-        )
-    if options.sparsity:
-        loss = sparsify(options, model, vocabulary, lambda step, loss: on_log(options.steps + step, loss))
-    write(planned, loss)
+    for phase in phases(options)[options.done :]:
+        loss = zoo_phases.run(phase, model, vocabulary, options.seed, lambda step, loss, done=done: on_log(done + step, loss))
+        done += phase.steps
+    write(done, loss)
 
 
 if __name__ == "__main__":

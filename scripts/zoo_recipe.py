@@ -1,6 +1,6 @@
 """The data recipe of the embedded "zoo" models: synthetic documents with a weight per word.
 
-Every row of the training data is one document; `RECIPE` holds the mixture. Words that follow from
+Every row of the training data is one document; a `Phase` says how many are of which kind (`KINDS`). Words that follow from
 the text before them (the next member, the answer) weigh much more than fillers. Used by
 `train_zoo.py` beside this file, which puts the repository root on `sys.path`.
 """
@@ -39,7 +39,6 @@ GLUE = (
 ).split()
 FILLER, RANDOM_MEMBER, ANSWER = 0.15, 1.0, 5.0  # loss weights
 RANDOM_SHARE = 0.22  # of the sequence documents hold members in random order
-DOCS_PER_STEP = 144
 
 Doc = list[tuple[str, float]]
 """One document: words, each with its weight in the loss."""
@@ -158,14 +157,7 @@ def greater_than_doc(rng: random.Random) -> Doc:
     return [*fillers(text), (str(rng.randint(start + 1, 99)), RANDOM_MEMBER), (".", FILLER)]
 
 
-RECIPE: dict[Callable[[random.Random], Doc], float] = {  # share of the documents
-    template_doc: 0.36,
-    bare_doc: 0.20,
-    arithmetic_doc: 0.28,
-    month_problem_doc: 0.07,
-    indirect_object_doc: 0.05,
-    greater_than_doc: 0.04,
-}
+KINDS = (template_doc, bare_doc, arithmetic_doc, month_problem_doc, indirect_object_doc, greater_than_doc)
 
 
 def chunk(docs: list[Doc], vocabulary: dict[str, int]) -> Chunk:
@@ -176,12 +168,14 @@ def chunk(docs: list[Doc], vocabulary: dict[str, int]) -> Chunk:
     return ids, torch.tensor([[weight for _, weight in row] for row in rows])
 
 
-def batches(vocabulary: dict[str, int], seed: int) -> Iterator[list[Chunk]]:
+def batches(
+    vocabulary: dict[str, int], seed: int, shares: dict[Callable[[random.Random], Doc], float], documents: int
+) -> Iterator[list[Chunk]]:
     """Yield batches for ever, documents of like length together."""
     rng = random.Random(seed)
-    kinds, shares = list(RECIPE), list(RECIPE.values())
+    kinds, each = list(shares), list(shares.values())
     while True:
-        docs = [kind(rng) for kind in rng.choices(kinds, shares, k=DOCS_PER_STEP)]
+        docs = [kind(rng) for kind in rng.choices(kinds, each, k=documents)]
         # Half of the documents start with <bos>, so that prompts work with and without it.
         docs = [[("<bos>", 0.0), *doc] if rng.random() < 0.5 else doc for doc in docs]
         buckets = [[d for d in docs if a < len(d) <= b] for a, b in ((0, 8), (8, 22), (22, 48))]
