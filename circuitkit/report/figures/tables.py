@@ -41,7 +41,7 @@ def cross_task(label: str, body: Mapping[str, Any]) -> list[Block]:
         Drawing(
             file_name("cross-task", label),
             drawn,
-            f"Performance in % of the untouched {body['model']} with the circuit of a row on the prompts of a column, with its bootstrap "
+            f"Performance in % of the untouched {body['model']} with the circuit{' of edges' if 'level' in body else ''} of a row on the prompts of a column, with its bootstrap "
             f"interval; darker is better{f' (prompts: {prompts})' if prompts else ''}.",
         )
     ]
@@ -51,10 +51,10 @@ def stability(label: str, body: Mapping[str, Any]) -> list[Block]:
     """What stays of a circuit when the search is repeated under other conditions."""
     shares = {name: number(each["share"]) for name, each in body["nodes"].items()}
     percent = {name: None if share is None else 100 * share for name, share in shares.items()}
-    drawn = node_map(percent, model_shape(body, shares), unit="% of the runs", marked=body["survive_all"])
+    drawn = node_map(percent, model_shape(body, shares), unit="% of the runs", marked=[name for name in body["survive_all"] if name in shares])
     varied = ("corruption", "seed", "order", "threshold")
     runs = tuple(
-        (str(run["label"]), *(_cell(run.get(key)) for key in varied), shown(number(run["score"]), "%"), str(len(run["nodes"])))
+        (str(run["label"]), *(_cell(run.get(key)) for key in varied), shown(number(run["score"]), "%"), _size(run))
         for run in body["runs"]
     )
     means = tuple((key, shown(number(value), digits=2)) for key, value in body["mean_jaccard"].items())
@@ -72,6 +72,10 @@ def stability(label: str, body: Mapping[str, Any]) -> list[Block]:
         Table(("varied", "mean Jaccard"), means, "Mean overlap (1 = equal) of the circuits of two runs that differ in just this setting."),
         Table(("run", *varied, "score", "size"), runs, "The runs; size counts heads and MLPs."),
     ]
+
+
+def _size(run: Mapping[str, Any]) -> str:
+    return f"{len(run['nodes'])}, {len(run['edges'])} edges" if "edges" in run else str(len(run["nodes"]))
 
 
 def _cell(value: Any) -> str:
