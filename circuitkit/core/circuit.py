@@ -130,8 +130,8 @@ class Circuit:
     @property
     def frame(self) -> Circuit:
         """The circuit of nodes in which this one's edges lie; of a circuit of nodes itself, without its score."""
-        nodes = self.within if self.level.of_edges else self.nodes
-        return replace(self, nodes=nodes, score=None, level=Level.NODE if self.level.of_edges else self.level, edges=(), within=(), parallel=False)
+        whole = replace(self, nodes=self.within) if self.level.of_edges else self
+        return whole.nodes_only() if self.level.of_edges else replace(self, score=None)
 
     def __len__(self) -> int:
         return len(self.nodes)

@@ -50,9 +50,8 @@ def p_value(a: Circuit, b: Circuit) -> float | None:
     model: of two searches in small frames nearly any result would be no chance there.
     """
     if a.level.of_edges:
-        n_shared = len((a & b).members)
-        ways = _shared_counts(_n_edges(a | b), len(a.edges), len(b.edges))
-        return float(Fraction(sum(ways[n_shared:]), sum(ways)))
+        by_edges = _shared_counts(_n_edges(a | b), len(a.edges), len(b.edges))
+        return float(Fraction(sum(by_edges[len((a & b).edges) :]), sum(by_edges)))
     if any(node.span is not None for node in (*a.nodes, *b.nodes)):
         return None
     n_shared = len(a & b)

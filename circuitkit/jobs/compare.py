@@ -62,7 +62,8 @@ def show(circuits: Mapping[str, Circuit], path: Path | None = None) -> None:
     """
     body = comparison(circuits).body
     of_edges = ("edges",) if "level" in body else ()
-    sizes = Table("circuit", "model", "heads", "MLPs", *of_edges, "score", "components" if of_edges else "members", box=None, pad_edge=False)
+    which = "components" if of_edges else "members"
+    sizes = Table("circuit", "model", "heads", "MLPs", *of_edges, "score", which, box=None, pad_edge=False)
     for label, each in body["circuits"].items():
         score = "" if each["score"] is None else f"{each['score']:.1f} %"
         counts = [str(each[key]) for key in ("heads", "mlps", *(("n_edges",) if of_edges else ()))]

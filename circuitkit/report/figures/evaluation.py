@@ -96,6 +96,8 @@ def against_random(label: str, body: Mapping[str, Any]) -> Drawing:
 def removed_from_circuit(label: str, body: Mapping[str, Any]) -> Drawing:
     """How far the circuit's score falls without each member."""
     removed, of_edges = body["removed_from_circuit"], "frame" in body
+    unit, colours = ("edge", "") if of_edges else ("member", "heads blue, MLPs orange, ")
+    title = f"removed {unit}"
     drops = sorted(((name, number(each["drop"]), each) for name, each in removed.items()), key=lambda item: -(item[1] or 0.0))[:_BARS]
     ends = []
     for _, drop, each in drops:  # the drop is the score's distance to a fixed number, so it has the score's interval, upside down
@@ -111,13 +113,13 @@ def removed_from_circuit(label: str, body: Mapping[str, Any]) -> Drawing:
         showlegend=False,
     )
     drawn = figure(380, [bars], yaxis={"title": {"text": "drop of the score (points)"}, "zeroline": True, "zerolinecolor": GREY},
-                   xaxis={"type": "category", "tickangle": -60 if len(drops) > 14 else 0, "title": {"text": "removed edge" if of_edges else "removed member"}})  # fmt: skip
+                   xaxis={"type": "category", "tickangle": -60 if len(drops) > 14 else 0, "title": {"text": title}})  # fmt: skip
     rest = f" The {_BARS} largest of {len(removed)} are shown." if len(removed) > _BARS else ""
     return Drawing(
         file_name("removed-from-circuit", label),
         drawn,
-        f"Drop of the circuit's score, in percentage points, when one {'edge' if of_edges else 'member'} is removed from it: "
-        f"{'' if of_edges else 'heads blue, MLPs orange, '}whiskers are bootstrap intervals.{rest}",
+        f"Drop of the circuit's score, in percentage points, when one {unit} is removed from it: {colours}"
+        f"whiskers are bootstrap intervals.{rest}",
     )
 
 

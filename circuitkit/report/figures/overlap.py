@@ -83,9 +83,10 @@ def overlap(circuits: Mapping[str, Circuit]) -> list[Block]:
         "colour says which circuits have a member."
     )
     rows = tuple(_row(who, labels, groups[who], has_edges) for who in ordered)
+    header = ("members of", "heads", "MLPs", *(("edges",) if has_edges else ()), "which")
     return [
         Drawing(file_name("overlap", *labels), drawn, caption),
-        Table(("members of", "heads", "MLPs", *(("edges",) if has_edges else ()), "which"), rows, "The same as names: which members belong to which circuits."),
+        Table(header, rows, "The same as names: which members belong to which circuits."),
     ]
 
 
