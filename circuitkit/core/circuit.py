@@ -45,6 +45,8 @@ class Circuit:
         edges: The direct paths that are kept between the members, the input and the logits; none for a circuit of nodes alone.
         within: For a circuit of edges the components between which they were searched, the members among them; everything else was
             replaced throughout. Empty for a circuit of nodes alone.
+        parallel: For a circuit of edges, whether the MLP of a layer reads what the attention of that layer reads, so that no edge runs
+            between them in this model.
     """
 
     nodes: tuple[Node, ...]
@@ -56,6 +58,7 @@ class Circuit:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     edges: tuple[Edge, ...] = ()
     within: tuple[Node, ...] = ()
+    parallel: bool = False
 
     def __post_init__(self) -> None:
         for node in self.nodes:
@@ -120,10 +123,15 @@ class Circuit:
         return self.edges if self.level.of_edges else self.nodes
 
     @property
+    def member_names(self) -> list[str]:
+        """The members by name, for files."""
+        return [str(member) for member in self.members]
+
+    @property
     def frame(self) -> Circuit:
         """The circuit of nodes in which this one's edges lie; of a circuit of nodes itself, without its score."""
-        nodes = self.within if self.level.of_edges else self.nodes
-        return replace(self, nodes=nodes, score=None, level=Level.NODE if self.level.of_edges else self.level, edges=(), within=())
+        whole = replace(self, nodes=self.within) if self.level.of_edges else self
+        return whole.nodes_only() if self.level.of_edges else replace(self, score=None)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -145,9 +153,21 @@ class Circuit:
         return self._combined(other, nodes, edges)
 
     def jaccard(self, other: Circuit) -> float:
-        """Size of the intersection over size of the union; 1.0 for two empty circuits."""
-        union = len(self | other)
-        return len(self & other) / union if union else 1.0
+        """Members of both over members of either, nodes or edges as the circuits are of; 1.0 for two empty circuits."""
+        union = len((self | other).members)
+        return len((self & other).members) / union if union else 1.0
+
+    def check_level(self, other: Circuit) -> None:
+        """Refuses a circuit of another level.
+
+        Raises:
+            CircuitError: Its units are of another kind.
+        """
+        if other.level is not self.level:
+            raise CircuitError(
+                f"A circuit of level {self.level} and one of level {other.level} cannot be combined. Compare circuits of one level, such "
+                "as the nodes of both (Circuit.nodes_only())."
+            )
 
     def mask(self, universe: Universe) -> Bool[Tensor, "unit"]:
         """The mask over a universe that keeps just the members.
@@ -174,7 +194,8 @@ class Circuit:
 
     def nodes_only(self) -> Circuit:
         """The circuit of the same nodes, with every edge between them; its score was not measured."""
-        return replace(self, score=None, level=Level.NODE if self.level.of_edges else self.level, edges=(), within=())
+        level = Level.NODE if self.level.of_edges else self.level
+        return replace(self, score=None, level=level, edges=(), within=(), parallel=False)
 
     def check_fits(self, n_layers: int, n_heads: int, model: str = "") -> None:
         """Refuses a circuit that was found in a model of another shape or name.
@@ -202,7 +223,7 @@ class Circuit:
             "level": self.level.value,
             "score": self.score,
             "nodes": list(self.names),
-            **({"edges": [str(edge) for edge in self.edges], "within": [str(node) for node in self.within]} if self.level.of_edges else {}),
+            **(self._edges_to_json() if self.level.of_edges else {}),
             "provenance": dict(self.provenance),
         }
         return seal(body)
@@ -227,17 +248,18 @@ class Circuit:
             within = tuple(Node.parse(name) for name in entry({"within": list(dropped), **body}, "within", list))
             score = None if body["score"] is None else float(entry(body, "score", int, float))
             shape = size(body, "n_layers"), size(body, "n_heads")
-            return cls(nodes, *shape, entry(body, "model", str), score, Level(body["level"]), provenance, edges, within)
+            parallel = entry({"parallel": False, **body}, "parallel", bool)
+            return cls(nodes, *shape, entry(body, "model", str), score, Level(body["level"]), provenance, edges, within, parallel)
+
+    def _edges_to_json(self) -> dict[str, Any]:
+        edges: dict[str, Any] = {"edges": [str(edge) for edge in self.edges], "within": [str(node) for node in self.within]}
+        return edges | ({"parallel": True} if self.parallel else {})
 
     def _combined(self, other: Circuit, nodes: Iterable[Node], edges: Iterable[Edge]) -> Circuit:
         other.check_fits(self.n_layers, self.n_heads, self.model)
-        if other.level is not self.level:
-            raise CircuitError(
-                f"A circuit of level {self.level} and one of level {other.level} cannot be combined. Compare circuits of one level, such "
-                "as the nodes of both (Circuit.nodes_only())."
-            )
-        within = (*self.within, *other.within)
-        return Circuit(tuple(nodes), self.n_layers, self.n_heads, self.model, level=self.level, edges=tuple(edges), within=within)
+        self.check_level(other)
+        shape, within = (self.n_layers, self.n_heads), (*self.within, *other.within)
+        return Circuit(tuple(nodes), *shape, self.model, None, self.level, {}, tuple(edges), within, self.parallel or other.parallel)
 
 
 @dataclass(frozen=True)

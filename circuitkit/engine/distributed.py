@@ -222,7 +222,8 @@ class DistributedEngine(Engine):
         tables = torch.stack(self._together(lambda: self._engine.alone(units, share), len(units)))
         if ((~tables.isnan()).sum(0) == 1).all():
             return tables.nansum(0)
-        return self._engine.alone(units)  # memory ran out in one of them, so that its passes were others: each for itself, then
+        # Memory ran out in one of them, so that its passes were others: each makes all of them then, and the first one's numbers count.
+        return self._together(lambda: self._engine.alone(units), len(units))[0]
 
     def _together(self, work: Callable[[], Values], n_rows: int) -> list[Values]:
         """What each process computes of its share, padded to so many rows. An error anywhere becomes one everywhere."""

@@ -26,13 +26,14 @@ def random_sets(
     source = random.Random(seed)
     counts = Counter(unit.kind for unit in like)
     sizes = {kind: counts[kind] for kind in Kind if counts[kind]}
-    drawn = [[unit for kind, size in sizes.items() for unit in _drawn(source, universe, kind, size, avoid)] for _ in range(draws)]
+    avoided = set(avoid)
+    pools: dict[Kind, tuple[list[Unit], list[Unit]]] = {kind: ([], []) for kind in sizes}
+    for unit in universe:
+        if unit.kind in pools:
+            pools[unit.kind][unit in avoided].append(unit)
+    drawn = [[unit for kind, size in sizes.items() for unit in _drawn(source, size, *pools[kind])] for _ in range(draws)]
     return [universe.members(universe.mask(units)) for units in drawn]
 
 
-def _drawn(source: random.Random, universe: Universe, kind: Kind, size: int, avoid: Collection[Unit]) -> list[Unit]:
-    avoid = set(avoid)
-    free = [unit for unit in universe if unit.kind is kind and unit not in avoid]
-    if size <= len(free):
-        return source.sample(free, size)
-    return free + source.sample([unit for unit in universe if unit.kind is kind and unit in avoid], size - len(free))
+def _drawn(source: random.Random, size: int, free: list[Unit], avoided: list[Unit]) -> list[Unit]:
+    return source.sample(free, size) if size <= len(free) else free + source.sample(avoided, size - len(free))

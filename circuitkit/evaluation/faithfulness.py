@@ -52,6 +52,11 @@ def evaluate(
     model has others (``in_common``: how many of its members they still have, on average); ``share_as_bad`` is (1 + number of them that
     leave no more) / (1 + draws).
 
+    Of a circuit of edges the members are its edges, and the engine's masks are over the edges of its frame: the components between which
+    they were searched. "The model" is then the frame with all of its edges (the whole model, if they were searched there), from which
+    edges are removed one by one and at once; random circuits are as many edges of it; and there are no random heads, so that their mean
+    drop is None.
+
     Source: "Towards Interpretable Sequence Continuation" (arXiv 2311.04131), importance of components and random baselines.
 
     Args:
@@ -88,7 +93,8 @@ def evaluate(
     body = {
         "circuit": {"label": label, "nodes": list(circuit.names), "size": circuit.summary}
         | {"n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)}
-        | ({"edges": [str(edge) for edge in circuit.edges]} if circuit.level.of_edges else {}),
+        | ({"level": circuit.level.value, "edges": circuit.member_names, "n_edges": len(circuit.edges)} if circuit.level.of_edges else {}),
+        **({"frame": [str(node) for node in circuit.within], "frame_edges": len(universe)} if circuit.level.of_edges else {}),
         "task": task,
         "model": engine.model.name,
         **_measure(engine),

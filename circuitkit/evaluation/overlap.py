@@ -13,6 +13,7 @@ from typing import Any
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.findings import Finding
+from circuitkit.core.universe import EdgeUniverse
 
 
 def shared_by_all(circuits: Mapping[str, Circuit]) -> Circuit:
@@ -30,17 +31,27 @@ def union(circuits: Mapping[str, Circuit]) -> Circuit:
 
 
 def containment(a: Circuit, b: Circuit) -> float | None:
-    """Number of shared members over the size of the smaller circuit: 1.0 where one lies within the other; None if one is empty."""
-    smaller = min(len(a), len(b))
-    return len(a & b) / smaller if smaller else None
+    """Number of shared members over the size of the smaller circuit: 1.0 where one lies within the other; None if one is empty.
+
+    Members are the nodes, or the edges of circuits of edges.
+    """
+    smaller = min(len(a.members), len(b.members))
+    return len((a & b).members) / smaller if smaller else None
 
 
 def p_value(a: Circuit, b: Circuit) -> float | None:
-    """Probability that two random circuits with as many heads and as many MLPs each share at least as many members as these do.
+    """Probability that two random circuits of the sizes of these share at least as many members as they do; exact.
 
-    Heads and MLPs are drawn apart and without replacement, so each count is hypergeometric and their sum a convolution; exact.
-    None for circuits whose members cover only some positions, because what they are drawn from is not known.
+    Of circuits of nodes as many heads and as many MLPs are drawn, apart and without replacement, so each count is hypergeometric and their
+    sum a convolution. None for circuits whose members cover only some positions, because what they are drawn from is not known.
+
+    Of circuits of edges as many edges are drawn without replacement, so their count is hypergeometric. They are drawn from the edges
+    between all components between which either of the two was searched (the union of their frames) and not from those of the whole
+    model: of two searches in small frames nearly any result would be no chance there.
     """
+    if a.level.of_edges:
+        by_edges = _shared_counts(_n_edges(a | b), len(a.edges), len(b.edges))
+        return float(Fraction(sum(by_edges[len((a & b).edges) :]), sum(by_edges)))
     if any(node.span is not None for node in (*a.nodes, *b.nodes)):
         return None
     n_shared = len(a & b)
@@ -52,6 +63,8 @@ def p_value(a: Circuit, b: Circuit) -> float | None:
 
 def compare(circuits: Mapping[str, Circuit], provenance: Mapping[str, Any] | None = None) -> Finding:
     """Sizes, the overlap of each pair, and what all of them share.
+
+    Of circuits of edges the overlap is that of the edges, and the sizes name them too.
 
     Args:
         circuits: At least two, by label.
@@ -66,21 +79,30 @@ def compare(circuits: Mapping[str, Circuit], provenance: Mapping[str, Any] | Non
     if len(circuits) < 2:
         raise CircuitError(f"A comparison needs at least two circuits, found {len(circuits)}.")
     shared, every = shared_by_all(circuits), union(circuits)
-    body = {
+    body: dict[str, Any] = {
         "circuits": {
             label: {"model": each.model, "heads": len(each.heads), "mlps": len(each.mlps), "score": each.score, "nodes": list(each.names)}
+            | ({"n_edges": len(each.edges), "edges": each.member_names} if each.level.of_edges else {})
             for label, each in circuits.items()
         },
         "pairs": [{"a": a, "b": b, **_pair(circuits[a], circuits[b])} for a, b in combinations(circuits, 2)],
-        "shared_by_all": list(shared.names),
-        "union": list(every.names),
+        "shared_by_all": shared.member_names,
+        "union": every.member_names,
         "universe": {"heads": every.n_layers * every.n_heads, "mlps": every.n_layers},
     }
+    if every.level.of_edges:
+        body["level"] = every.level.value
+        body["universe"]["edges"] = _n_edges(every)
     return Finding("compare", f"What {', '.join(circuits)} share in {every.model}", body, provenance or {})
 
 
 def _pair(a: Circuit, b: Circuit) -> dict[str, float | None]:
-    return {"shared": len(a & b), "jaccard": a.jaccard(b), "containment": containment(a, b), "p_value": p_value(a, b)}
+    return {"shared": len((a & b).members), "jaccard": a.jaccard(b), "containment": containment(a, b), "p_value": p_value(a, b)}
+
+
+def _n_edges(circuit: Circuit) -> int:
+    """How many edges there can be between the components between which a circuit was searched."""
+    return len(EdgeUniverse(circuit.within, circuit.level, circuit.parallel))
 
 
 def _shared_counts(universe: int, a: int, b: int) -> list[int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
+from operator import or_
 from typing import Any
 
 from circuitkit.core.circuit import Circuit
@@ -47,8 +49,9 @@ class SearchRun:
 def stability(runs: Sequence[SearchRun], *, task: str = "", provenance: Mapping[str, Any] | None = None) -> Finding:
     """What the runs have in common.
 
-    ``survive_all`` are the nodes of every run; ``survive_corruptions`` those of every run that differs from the first one in its corruption
-    alone. ``mean_jaccard`` is over the pairs that differ in just that factor, and over all pairs; null where there is no such pair.
+    ``survive_all`` are the members of every run (nodes, or the edges of circuits of edges); ``survive_corruptions`` those of every run that
+    differs from the first one in its corruption alone. ``mean_jaccard`` is over the pairs that differ in just that factor, and over all
+    pairs; null where there is no such pair.
 
     Args:
         runs: The first one holds the reference settings.
@@ -66,15 +69,17 @@ def stability(runs: Sequence[SearchRun], *, task: str = "", provenance: Mapping[
     if not runs or len(set(labels)) < len(labels):
         raise ConfigError(f"Expected at least one run, each with settings of its own; found {', '.join(labels) or 'none'}.")
     first = runs[0].circuit
-    nodes = [node for run in runs for node in run.circuit.names]
-    every = _ordered(runs, set(nodes))
+    every = reduce(or_, (run.circuit for run in runs))
+    found = [set(run.circuit.member_names) for run in runs]
+    edges = {"edges": _shares(map(str, every.edges), found)} if first.level.of_edges else {}
     body = {
         "task": task,
         "model": first.model,
         "runs": [_row(run) for run in runs],
-        "nodes": {node: {"share": nodes.count(node) / len(runs)} for node in every},
-        "survive_all": [node for node in every if nodes.count(node) == len(runs)],
-        "survive_corruptions": _survivors(runs, every, "corruption"),
+        "nodes": _shares(every.names, [set(run.circuit.names) for run in runs]),
+        **edges,
+        "survive_all": [name for name in every.member_names if all(name in names for names in found)],
+        "survive_corruptions": _survivors(runs, every.member_names, "corruption"),
         "mean_jaccard": {
             "all": _mean_jaccard(runs, lambda a, b: True),
             **{factor: _mean_jaccard(runs, _only(factor)) for factor in FACTORS},
@@ -86,20 +91,19 @@ def stability(runs: Sequence[SearchRun], *, task: str = "", provenance: Mapping[
 
 def _row(run: SearchRun) -> dict[str, Any]:
     settings = {factor: getattr(run, factor) for factor in FACTORS}
-    return {"label": run.label, **settings, "score": run.circuit.score, "nodes": list(run.circuit.names)}
+    return {"label": run.label, **settings, "score": run.circuit.score, "nodes": list(run.circuit.names)} | (
+        {"edges": run.circuit.member_names} if run.circuit.level.of_edges else {}
+    )
 
 
-def _ordered(runs: Sequence[SearchRun], names: set[str]) -> list[str]:
-    """In causal order, as the union of the circuits has them."""
-    union = runs[0].circuit
-    for run in runs[1:]:
-        union = union | run.circuit
-    return [name for name in union.names if name in names]
+def _shares(names: Iterable[str], found: Sequence[set[str]]) -> dict[str, dict[str, float]]:
+    """Which share of the runs has each of these."""
+    return {name: {"share": sum(name in each for each in found) / len(found)} for name in names}
 
 
 def _survivors(runs: Sequence[SearchRun], every: Sequence[str], factor: str) -> list[str]:
     others = [name for name in FACTORS if name != factor]
-    kept = [set(run.circuit.names) for run in runs if run.setting(*others) == runs[0].setting(*others)]
+    kept = [set(run.circuit.member_names) for run in runs if run.setting(*others) == runs[0].setting(*others)]
     return [node for node in every if all(node in names for names in kept)]
 
 

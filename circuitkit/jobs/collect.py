@@ -21,7 +21,8 @@ from circuitkit.storage.run_folder import JOB, STATUS
 
 Row = dict[str, Any]
 
-_SHOWN = {"circuit/score": "score", "circuit/size": "size", "circuit/n_heads": "heads", "circuit/n_mlps": "MLPs", "seconds": "seconds"}
+_SHOWN = {"circuit/score": "score", "circuit/size": "size", "circuit/n_heads": "heads", "circuit/n_mlps": "MLPs",
+          "circuit/n_edges": "edges", "seconds": "seconds"}  # fmt: skip
 _DONE = ("finished", "skipped")
 
 

@@ -46,7 +46,7 @@ def comparison(circuits: Mapping[str, Circuit]) -> Finding:
 def write(circuits: Mapping[str, Circuit], folder: Path) -> Path:
     """Writes the comparison as ``compare.json``, and what all circuits share as a circuit file, ``shared.json``, if they share anything."""
     shared = overlap.shared_by_all(circuits)
-    if shared.nodes:
+    if shared.members:
         save(replace(shared, provenance=origin(circuits.items())), folder / SHARED)
     else:
         (folder / SHARED).unlink(missing_ok=True)  # of an earlier comparison
@@ -61,11 +61,14 @@ def show(circuits: Mapping[str, Circuit], path: Path | None = None) -> None:
         path: Of ``compare.json``, if it was written.
     """
     body = comparison(circuits).body
-    sizes = Table("circuit", "model", "heads", "MLPs", "score", "members", box=None, pad_edge=False)
+    of_edges = ("edges",) if "level" in body else ()
+    which = "components" if of_edges else "members"
+    sizes = Table("circuit", "model", "heads", "MLPs", *of_edges, "score", which, box=None, pad_edge=False)
     for label, each in body["circuits"].items():
         score = "" if each["score"] is None else f"{each['score']:.1f} %"
-        sizes.add_row(label, each["model"], str(each["heads"]), str(each["mlps"]), score, " ".join(each["nodes"]))
-    pairs = Table("pair", "shared", "Jaccard", "containment", "p by chance", box=None, pad_edge=False)
+        counts = [str(each[key]) for key in ("heads", "mlps", *(("n_edges",) if of_edges else ()))]
+        sizes.add_row(label, each["model"], *counts, score, " ".join(each["nodes"]))
+    pairs = Table("pair", "shared edges" if of_edges else "shared", "Jaccard", "containment", "p by chance", box=None, pad_edge=False)
     for pair in body["pairs"]:
         chance = "" if pair["p_value"] is None else f"{pair['p_value']:.2g}"
         contained = "" if pair["containment"] is None else f"{pair['containment']:.2f}"

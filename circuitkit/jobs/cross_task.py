@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def run(config: DictConfig) -> None:
         circuits, others = ({label: measuring.on_model(each, model) for label, each in files.items()} for files in (found, controls))
         question = {"circuits": _members(circuits), "controls": _members(others), **settings}
         measured: dict[str, Any] = {}
-        scorers = _scorers(model, tasks, parts, question, measured)
+        scorers = _scorers(model, tasks, parts, frames([*circuits.values(), *others.values()]), question, measured)
         if not processes().is_first:
             for _ in scorers:
                 pass
@@ -64,21 +64,40 @@ def show(finding: Finding, folder: Path) -> None:
         style = "dim" if label in body["controls"] else None
         table.add_row(label, *(measuring.spoken(**cell) for cell in row), style=style)
     console = Console(highlight=False)
+    if "level" in body:
+        console.print(f"circuits of edges (level {body['level']})\n")
     console.print(table, "", f"% of the untouched model, with {100 * body['confidence']:g} % intervals over prompts", sep="\n")
     console.print(f"folder    {folder}", soft_wrap=True)
 
 
+def frames(circuits: Sequence[Circuit]) -> list[Circuit]:
+    """One circuit for each engine that is needed: of nodes one engine scores all, of edges one those of one frame.
+
+    Raises:
+        CircuitError: They are of different levels.
+    """
+    for each in circuits:
+        circuits[0].check_level(each)
+    return list({(each.frame.nodes if each.level.of_edges else None): each for each in circuits}.values())
+
+
 def _scorers(
-    model: HookedModel, tasks: Mapping[str, Task], parts: measuring.Parts, question: Mapping[str, Any], measured: dict[str, Any]
+    model: HookedModel,
+    tasks: Mapping[str, Task],
+    parts: measuring.Parts,
+    needed: Sequence[Circuit],
+    question: Mapping[str, Any],
+    measured: dict[str, Any],
 ) -> Iterator[tuple[str, Engine]]:
-    """An engine for each task when it is asked for, so that one at a time takes memory. Notes where each comes from in ``measured``."""
+    """The engines of each task when they are asked for, so that one at a time takes memory. Notes where each comes from in ``measured``."""
     for name, task in tasks.items():
-        engine = parts.on(model, task)
-        with measuring.scorer(engine) as scorer:
-            if scorer is not None:
-                measured[name] = parts.provenance(scorer, task, question)
-                yield name, scorer
+        nodes = parts.on(model, task)
+        for circuit in needed:
+            with measuring.scorer(parts.over(nodes, circuit)) as scorer:
+                if scorer is not None:
+                    measured.setdefault(name, parts.provenance(scorer, task, question))
+                    yield name, scorer
 
 
-def _members(circuits: Mapping[str, Circuit]) -> dict[str, list[str]]:
-    return {label: list(each.names) for label, each in circuits.items()}
+def _members(circuits: Mapping[str, Circuit]) -> dict[str, Any]:
+    return {label: measuring.asked(each) for label, each in circuits.items()}

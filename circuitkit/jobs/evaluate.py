@@ -30,9 +30,9 @@ def run(config: DictConfig) -> None:
     with measuring.recording(config) as group:
         model = load(config)
         circuit, shared = measuring.on_model(found, model), None if also is None else measuring.on_model(also, model)
-        engine = parts.on(model, task)
+        engine = parts.over(parts.on(model, task), circuit)
         circuits = {"circuit": circuit} | ({"shared": shared} if shared is not None else {})
-        question = {name: list(each.names) for name, each in circuits.items()} | settings
+        question = {name: measuring.asked(each) for name, each in circuits.items()} | settings
         with measuring.scorer(engine) as scorer:
             if scorer is None:
                 return
@@ -54,6 +54,7 @@ def numbers(body: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/random_mean": body["random_circuits"]["mean"],
         "evaluation/share_as_good": body["random_circuits"]["share_as_good"],
         "evaluation/random_head_mean_drop": body["random_head"]["mean_drop"],
+        "evaluation/n_edges": body["circuit"].get("n_edges"),
         "evaluation/model_without_circuit": body["sets_removed_from_model"][0]["score"]["value"],
         f"baseline/{body['metric']}": body["clean_mean"],
         f"patched/{body['metric']}": body["patched_mean"],
@@ -64,16 +65,17 @@ def numbers(body: Mapping[str, Any]) -> dict[str, float]:
 def show(finding: Finding, folder: Path) -> None:
     """Prints the evaluation, and where it is."""
     body = finding.body
-    circuit, control = body["circuit"], body["random_circuits"]
+    circuit, control, whole = body["circuit"], body["random_circuits"], whole_of(body)
     head = Table(show_header=False, box=None, pad_edge=False)
-    head.add_row("circuit", f"{circuit['label']}: {circuit['n_heads']} heads, {circuit['n_mlps']} MLPs")
+    head.add_row("circuit", f"{circuit['label']}: {sizes(body)}")
     head.add_row("prompts", f"{body['n_prompts']} of {body['task']}, {body['clean_mean']:.3f} {body['unit']} untouched")
     head.add_row("score", f"{measuring.spoken(**body['score'])} % ({100 * body['confidence']:g} % interval)")
     head.add_row("", body["formula"])
     chance = f"p = {control['share_as_good']:.3f}"
     head.add_row("random", f"{control['mean']:.1f} % on average of {len(control['scores'])} circuits of its size, {chance}")
-    head.add_row("any head", "-{mean_drop:.2f} points on average of all {n}, alone; gains count as 0".format(**body["random_head"]))
-    members = Table("member", "circuit without it", "drop", "model without it", "drop", box=None, pad_edge=False)
+    if body["random_head"]["mean_drop"] is not None:
+        head.add_row("any head", "-{mean_drop:.2f} points on average of all {n}, alone; gains count as 0".format(**body["random_head"]))
+    members = Table("member", "circuit without it", "drop", f"{whole} without it", "drop", box=None, pad_edge=False)
     ranked = sorted(body["removed_from_circuit"].items(), key=lambda item: -item[1]["drop"])
     for node, removed in ranked[:_SHOWN]:
         alone = body["removed_from_model"][node]
@@ -81,13 +83,27 @@ def show(finding: Finding, folder: Path) -> None:
     if len(ranked) > _SHOWN:
         members.add_row(f"... {len(ranked) - _SHOWN} more", "", "", "", "")
     console = Console(highlight=False)
-    console.print(head, "", members, "", _sets(body["sets_removed_from_model"]), sep="\n")
+    console.print(head, "", members, "", _sets(body["sets_removed_from_model"], whole), sep="\n")
     console.print(f"folder    {folder}", soft_wrap=True)
 
 
-def _sets(entries: list[dict[str, Any]]) -> Table:
+def whole_of(body: Mapping[str, Any]) -> str:
+    """What members are removed from, besides the circuit: the model, or for edges the frame in which they were searched."""
+    return "frame" if "frame" in body else "model"
+
+
+def sizes(body: Mapping[str, Any]) -> str:
+    """How large the circuit is."""
+    circuit = body["circuit"]
+    nodes = f"{circuit['n_heads']} heads, {circuit['n_mlps']} MLPs"
+    if "frame" not in body:
+        return nodes
+    return f"{nodes}, {circuit['n_edges']} of the {body['frame_edges']} edges between the {len(body['frame'])} components of its frame"
+
+
+def _sets(entries: list[dict[str, Any]], whole: str) -> Table:
     """The sets that were removed at once, each with the mean of its controls, and how many members these have to share with it."""
-    table = Table("removed from the model", "score", "random sets like it", "shared", box=None, pad_edge=False)
+    table = Table(f"removed from the {whole}", "score", "random sets like it", "shared", box=None, pad_edge=False)
     for entry in entries:
         if entry["control_of"] is None:
             control = next(each for each in entries if each["control_of"] == entry["label"])

@@ -42,6 +42,7 @@ class Parts:
         engine: Makes the engine.
         least_accuracy: Share of the prompts drawn that the model must solve.
         force: Go on where it solves fewer.
+        edge_patcher: By what a removed edge replaces what its sender gives, for circuits of edges; None for the patcher.
     """
 
     patcher: Patcher
@@ -49,21 +50,33 @@ class Parts:
     engine: Any
     least_accuracy: float
     force: bool
+    edge_patcher: Patcher | None = None
 
     @classmethod
     def of(cls, config: DictConfig) -> Parts:
         """Those that the configuration names."""
         patcher, metric, engine = build(config.patcher, Patcher), metric_of(config), build(config.engine, Engine)
-        return cls(patcher, metric, engine, config.least_accuracy, config.force)
+        edge_patcher = None if config.edge_patcher is None else build(config.edge_patcher, Patcher)
+        return cls(patcher, metric, engine, config.least_accuracy, config.force, edge_patcher)
 
     def on(self, model: HookedModel, task: Task) -> Engine:
-        """An engine on the task's prompts.
+        """An engine over nodes on the task's prompts.
 
         Raises:
             MeasurementError: The model cannot do the task.
         """
         prompts = solvable_prompts(task, model, least_accuracy=self.least_accuracy, force=self.force)
         return self.engine(model, prompts, self.patcher, self.metric, model.universe)
+
+    def over(self, nodes: Engine, circuit: Circuit) -> Engine:
+        """The engine over what a circuit has: for one of edges one over the edges of its frame, made from that over nodes.
+
+        Raises:
+            UserError: Edges cannot be scored by this engine or in this model.
+        """
+        if not circuit.level.of_edges:
+            return nodes
+        return nodes.edges(circuit.frame, level=circuit.level, patcher=self.edge_patcher)
 
     def provenance(self, engine: Engine, task: Task, question: Mapping[str, Any]) -> dict[str, Any]:
         """Settings, seed, versions, model and hashes of a measurement.
@@ -74,6 +87,8 @@ class Parts:
             question: What was asked besides, plain values only.
         """
         parts = {"task": task, "patcher": self.patcher, "metric": self.metric, "question": question}
+        if engine.universe.level.of_edges:
+            parts["edge_patcher"] = self.edge_patcher or self.patcher
         return dict(run_info("", engine, parts, None).provenance)
 
 
@@ -140,6 +155,13 @@ def on_model(found: Circuit | PublishedCircuit, model: HookedModel) -> Circuit:
         CircuitError: It belongs to another model.
     """
     return fitted(found, model.name, model.n_layers, model.n_heads)
+
+
+def asked(circuit: Circuit) -> Any:
+    """A circuit as part of a question: its members, and of edges the frame in which they are measured."""
+    if not circuit.level.of_edges:
+        return circuit.member_names
+    return {"level": circuit.level.value, "edges": circuit.member_names, "within": [str(node) for node in circuit.within]}
 
 
 def folder_of(config: DictConfig) -> Path:

@@ -125,15 +125,16 @@ def numbers(body: Mapping[str, Any]) -> dict[str, float]:
 def show(finding: Finding, folder: Path) -> None:
     """Prints the runs, what they have in common, and where it is."""
     body = finding.body
-    runs = Table("run", "nodes", "score", box=None, pad_edge=False)
+    units = "edges" if "edges" in body else "nodes"
+    runs = Table("run", units, "score", box=None, pad_edge=False)
     for each in body["runs"]:
-        runs.add_row(each["label"], str(len(each["nodes"])), "" if each["score"] is None else f"{each['score']:.1f} %")
+        runs.add_row(each["label"], str(len(each[units])), "" if each["score"] is None else f"{each['score']:.1f} %")
     jaccard = Table("pairs that differ in", "mean Jaccard", box=None, pad_edge=False)
     for factor, value in body["mean_jaccard"].items():
         jaccard.add_row("anything" if factor == "all" else f"the {factor} alone", "no such pair" if value is None else f"{value:.2f}")
-    shares = Table("node", "share of runs", box=None, pad_edge=False)
-    for node, each in sorted(body["nodes"].items(), key=lambda item: -item[1]["share"]):
-        shares.add_row(node, f"{100 * each['share']:.0f} %")
+    shares = Table(units.removesuffix("s"), "share of runs", box=None, pad_edge=False)
+    for name, each in sorted(body[units].items(), key=lambda item: -item[1]["share"]):
+        shares.add_row(name, f"{100 * each['share']:.0f} %")
     console = Console(highlight=False)
     console.print(runs, "", jaccard, "", shares, "", sep="\n")
     console.print(f"in every run: {' '.join(body['survive_all']) or 'nothing'}")

@@ -190,7 +190,8 @@ def _evaluated(found: Located[Circuit], material: Material) -> Mapping[str, Any]
         if not isinstance(circuit, Mapping) or not isinstance(score, Mapping) or not isinstance(score.get("value"), (int, float)):
             continue
         beside = each.path.rpartition("/")[0] == found.path.rpartition("/")[0]
-        same = circuit.get("nodes") == list(found.what.names) and each.what.body.get("model") == found.what.model
+        members = circuit.get("nodes"), circuit.get("edges", [])
+        same = members == (list(found.what.names), list(map(str, found.what.edges))) and each.what.body.get("model") == found.what.model
         if same and (beside or circuit.get("label") == found.label):
             return score
     return None

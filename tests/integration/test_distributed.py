@@ -65,6 +65,58 @@ def test_both_processes_compute(two, alone):
     assert max(seen["knockout"]["layer_rows"] for seen in two) < 0.85 * alone["knockout"]["layer_rows"]
 
 
+@pytest.mark.parametrize("rule", ["single", "cumulative"])
+def test_two_processes_find_the_edges_that_one_finds(two, alone, rule):
+    """Single edges to the last bit, since the passes are those of one process; whole masks share passes with others than there."""
+    expected = alone[f"edges {rule}"]
+    circuit = Circuit.from_json(expected["found"])
+    assert circuit.names == ("a0.h1", "m1", "a2.h0") and len(circuit.edges) >= 4
+    for seen in (each[f"edges {rule}"] for each in two):
+        if rule == "single":
+            assert (seen["found"], seen["steps"]) == (expected["found"], expected["steps"])
+        assert [(edge, kept) for edge, _, kept in seen["steps"]] == [(edge, kept) for edge, _, kept in expected["steps"]]
+        assert [score for _, score, _ in seen["steps"]] == pytest.approx([score for _, score, _ in expected["steps"]], abs=1e-3)
+        found = Circuit.from_json(seen["found"])
+        assert (found.edges, found.within) == (circuit.edges, circuit.within) and found.score == pytest.approx(circuit.score, abs=1e-3)
+
+
+def test_both_processes_compute_edges(two, alone):
+    single = [seen["edges single"] for seen in two]
+    whole = alone["edges single"]
+    assert max(seen["layer_rows"] for seen in single) < 0.7 * whole["layer_rows"]
+    assert max(seen["passes"] for seen in single) < 0.7 * whole["passes"] and sum(seen["passes"] for seen in single) >= whole["passes"]
+    for what in ("edges cumulative", "evaluation of edges"):
+        assert min(seen[what]["edge_masks"] for seen in two) > 0.3 * alone[what]["edge_masks"], what
+    assert max(seen["evaluation of edges"]["edge_masks"] for seen in two) < 0.8 * alone["evaluation of edges"]["edge_masks"]
+    assert max(seen["evaluation of nodes"]["layer_rows"] for seen in two) < 0.8 * alone["evaluation of nodes"]["layer_rows"]
+
+
+def numbers_in(value):
+    """All numbers, and the texts around them, in order."""
+    if isinstance(value, dict):
+        return [each for key in value for each in (key, *numbers_in(value[key]))]
+    return [each for inner in value for each in numbers_in(inner)] if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("what", ["evaluation of nodes", "evaluation of edges"])
+def test_two_processes_evaluate_as_one_does(two, alone, what):
+    assert two[1][what]["body"] is None
+    found, expected = numbers_in(two[0][what]["body"]), numbers_in(alone[what]["body"])
+    assert [type(each) for each in found] == [type(each) for each in expected] and len(found) > 50
+    for one, other in zip(found, expected, strict=True):
+        assert one == (pytest.approx(other, abs=1e-3) if isinstance(other, float) else other)
+
+
+def test_a_shortage_of_memory_in_one_process_loses_no_value(two, alone):
+    """From there on its passes are others than those of the first one, so each makes all of them."""
+    found, expected = two[0]["short of memory"]["values"], alone["short of memory"]["values"]
+    assert len(found) == len(expected) == 64
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)  # and so not NaN
+    assert [seen["short of memory"]["rows"] for seen in two] == [12, 6] and alone["short of memory"]["rows"] == 12
+    assert two[0]["short of memory"]["asked"] > alone["short of memory"]["asked"]
+
+
 def test_the_planted_circuit_is_found_in_both(two):
     for seen in two:
         assert Circuit.from_json(seen["pruning"]["found"]).names == ("a0.h1", "m1", "a2.h0")

@@ -146,6 +146,29 @@ def wire_mlp(model: HookedModel, layer: int, read: int, write: int, weight: floa
     mlp.down_proj.weight[write, 0] = weight
 
 
+def paths_model() -> HookedModel:
+    """A linear model of two layers of two heads whose paths are known by hand: see test_edges.py."""
+    model = linear_llama(n_layers=2, n_heads=2, d_model=6, vocab=8)
+    with torch.no_grad():
+        model.hf.model.embed_tokens.weight[:, 0] = 1.0
+        model.hf.model.embed_tokens.weight[:, 1] = torch.arange(8.0)
+        wire_head(model, 0, 0, 1, 2, 1.0)
+        wire_head(model, 0, 1, 1, 4, 5.0)
+        wire_mlp(model, 0, 2, 3, 10.0)
+        wire_head(model, 1, 0, 3, 4, 1.0)
+        wire_head(model, 1, 1, 2, 4, 2.0)
+        wire_mlp(model, 1, 4, 5, 1.0)
+        model.hf.lm_head.weight[1, 1:6] = 1.0
+    return model
+
+
+def paths_prompts(clean: torch.Tensor, corrupt: torch.Tensor) -> PromptSet:
+    """Prompts of one value each for that model; the answer is token 1 against token 2."""
+    one = torch.ones(len(clean), dtype=torch.long)
+    ids = [values.long()[:, None].expand(-1, 3).contiguous() for values in (clean, corrupt)]
+    return PromptSet(*ids, one, one + 1, one - 1)
+
+
 PLANTED = ("a0.h1", "m1", "a2.h0")
 
 

@@ -236,7 +236,7 @@ def test_bad_settings(settings, text):
     ("settings", "error", "text"),
     [
         ({"mlps": "frozen"}, ConfigError, "Choices: freeze, recompute"),
-        ({"circuit": "nowhere/circuit.json"}, CircuitError, "The circuit file nowhere/circuit.json cannot be read"),
+        ({"circuit": "nowhere/circuit.json"}, CircuitError, "The circuit file 'nowhere/circuit.json' cannot be read"),
         ({"circuit": Circuit((), 4, 3)}, CircuitError, "The circuit is empty"),
         ({"circuit": WITH_NOISE.__class__(WITH_NOISE.nodes, 4, 3, level=Level.EDGE_QKV)}, CircuitError, "a circuit of nodes was expected"),
         ({"circuit": Circuit(WITH_NOISE.nodes, 12, 12)}, CircuitError, "12 layers x 12 heads"),

@@ -14,8 +14,9 @@ from models_for_tests import (
     difference,
     engines,
     failing,
-    linear_llama,
     logits_of,
+    paths_model,
+    paths_prompts,
     random_masks,
     same_state,
     shared_model,
@@ -23,8 +24,6 @@ from models_for_tests import (
     tiny_config,
     tiny_model,
     tiny_prompts,
-    wire_head,
-    wire_mlp,
 )
 
 from circuitkit.core.circuit import Circuit
@@ -126,25 +125,12 @@ REMOVED = {  # several edges at once: what a sender no longer gives cannot be ta
 
 @pytest.fixture(scope="module")
 def by_hand() -> HookedModel:
-    model = linear_llama(n_layers=2, n_heads=2, d_model=6, vocab=8)
-    with torch.no_grad():
-        model.hf.model.embed_tokens.weight[:, 0] = 1.0
-        model.hf.model.embed_tokens.weight[:, 1] = torch.arange(8.0)
-        wire_head(model, 0, 0, 1, 2, 1.0)
-        wire_head(model, 0, 1, 1, 4, 5.0)
-        wire_mlp(model, 0, 2, 3, 10.0)
-        wire_head(model, 1, 0, 3, 4, 1.0)
-        wire_head(model, 1, 1, 2, 4, 2.0)
-        wire_mlp(model, 1, 4, 5, 1.0)
-        model.hf.lm_head.weight[1, 1:6] = 1.0
-    return model
+    return paths_model()
 
 
 def hand_edges(model: HookedModel, which: int, **options) -> EdgeEngine:
-    one = torch.tensor([1, 1])
-    clean, corrupt = (values.long()[:, None].expand(2, 3).contiguous() for values in (CLEAN, CORRUPT))
     circuit = Circuit(nodes("a0.h0", "m0", "a1.h0", "a1.h1", "m1"), 2, 2)
-    return both(model, PromptSet(clean, corrupt, one, one + 1, one - 1), Mean(), circuit, **{"patcher": Resample(), **options})[which]
+    return both(model, paths_prompts(CLEAN, CORRUPT), Mean(), circuit, **{"patcher": Resample(), **options})[which]
 
 
 def assert_lowers(values: torch.Tensor, effects: list[float]) -> None:

@@ -24,6 +24,8 @@ from circuitkit.report.figures.style import (
 )
 
 _BARS = 40
+_EDGES = 15
+_NAMES = 40
 
 
 def evaluation(label: str, body: Mapping[str, Any]) -> list[Block]:
@@ -35,7 +37,7 @@ def evaluation(label: str, body: Mapping[str, Any]) -> list[Block]:
     if body.get("removed_from_circuit"):
         blocks.append(removed_from_circuit(label, body))
     if body.get("removed_from_model"):
-        blocks += removed_from_model(label, body)
+        blocks += removed_from_frame(body) if "frame" in body else removed_from_model(label, body)
     if body.get("sets_removed_from_model"):
         blocks.append(sets_removed(body))
     if body.get("prompts"):
@@ -47,7 +49,7 @@ def summary(body: Mapping[str, Any]) -> Table:
     """The main numbers."""
     circuit, unit = body["circuit"], str(body["unit"])
     rows = (
-        ("circuit", f"{circuit['label']}: {circuit['n_heads']} heads, {circuit['n_mlps']} MLPs"),
+        ("circuit", f"{circuit['label']}: {circuit['n_heads']} heads, {circuit['n_mlps']} MLPs{_edges(body)}"),
         ("model, task, metric", f"{body['model']}, {body['task']}, {body['metric']}"),
         ("score of the circuit alone", shown_interval(body["score"])),
         ("how it is normalised", str(body.get("formula", "not said"))),
@@ -56,6 +58,13 @@ def summary(body: Mapping[str, Any]) -> Table:
     )
     percent = 100 * (number(body.get("confidence")) or 0.95)
     return Table(("", ""), rows, f"Main numbers; in brackets the {percent:.0f} % bootstrap interval of {body['resamples']} resamples.")
+
+
+def _edges(body: Mapping[str, Any]) -> str:
+    """The size of a circuit of edges, and of what it lies in."""
+    if "frame" not in body:
+        return ""
+    return f", {len(body['circuit']['edges'])} of the {body['frame_edges']} edges between the {len(body['frame'])} components of its frame"
 
 
 def against_random(label: str, body: Mapping[str, Any]) -> Drawing:
@@ -86,7 +95,9 @@ def against_random(label: str, body: Mapping[str, Any]) -> Drawing:
 
 def removed_from_circuit(label: str, body: Mapping[str, Any]) -> Drawing:
     """How far the circuit's score falls without each member."""
-    removed = body["removed_from_circuit"]
+    removed, of_edges = body["removed_from_circuit"], "frame" in body
+    unit, colours = ("edge", "") if of_edges else ("member", "heads blue, MLPs orange, ")
+    title = f"removed {unit}"
     drops = sorted(((name, number(each["drop"]), each) for name, each in removed.items()), key=lambda item: -(item[1] or 0.0))[:_BARS]
     ends = []
     for _, drop, each in drops:  # the drop is the score's distance to a fixed number, so it has the score's interval, upside down
@@ -95,20 +106,20 @@ def removed_from_circuit(label: str, body: Mapping[str, Any]) -> Drawing:
     bars = go.Bar(
         x=[name for name, _, _ in drops],
         y=[drop for _, drop, _ in drops],
-        marker={"color": [ORANGE if name.startswith("m") else BLUE for name, _, _ in drops]},
+        marker={"color": [ORANGE if name.startswith("m") and not of_edges else BLUE for name, _, _ in drops]},
         error_y=error_bars(ends),
         hovertext=[f"{name}: {shown(drop, 'points')}, leaves {shown_interval(each)}" for name, drop, each in drops],
         hoverinfo="text",
         showlegend=False,
     )
     drawn = figure(380, [bars], yaxis={"title": {"text": "drop of the score (points)"}, "zeroline": True, "zerolinecolor": GREY},
-                   xaxis={"type": "category", "tickangle": -60 if len(drops) > 14 else 0, "title": {"text": "removed member"}})  # fmt: skip
+                   xaxis={"type": "category", "tickangle": -60 if len(drops) > 14 else 0, "title": {"text": title}})  # fmt: skip
     rest = f" The {_BARS} largest of {len(removed)} are shown." if len(removed) > _BARS else ""
     return Drawing(
         file_name("removed-from-circuit", label),
         drawn,
-        f"Drop of the circuit's score, in percentage points, when one member is removed from it: heads blue, MLPs orange, whiskers are "
-        f"bootstrap intervals.{rest}",
+        f"Drop of the circuit's score, in percentage points, when one {unit} is removed from it: {colours}"
+        f"whiskers are bootstrap intervals.{rest}",
     )
 
 
@@ -130,16 +141,28 @@ def removed_from_model(label: str, body: Mapping[str, Any]) -> list[Drawing]:
     ]
 
 
+def removed_from_frame(body: Mapping[str, Any]) -> list[Block]:
+    """The edges of the circuit whose removal costs most where all other edges of the frame are there."""
+    removed = sorted(body["removed_from_model"].items(), key=lambda item: -(number(item[1]["drop"]) or 0.0))
+    rows = tuple((name, shown_interval(each), shown(number(each["drop"]), "points", 2)) for name, each in removed[:_EDGES])
+    rest = f" The {_EDGES} strongest of {len(removed)}." if len(removed) > _EDGES else ""
+    caption = f"What is left, in % of the untouched model, when one edge alone is removed from the frame with all of its edges.{rest}"
+    return [Table(("removed edge", "score left", "drop"), rows, caption)]
+
+
 def sets_removed(body: Mapping[str, Any]) -> Table:
     """What the whole model is left with when a set is removed."""
     rows = tuple((each["label"], shown_interval(each["score"]), _members(each)) for each in body["sets_removed_from_model"])
-    return Table(("removed set", "score left", "nodes"), rows, "Performance in % of the whole model when a set is removed from it at once.")
+    units, whole = ("edges", "frame with all of its edges") if "frame" in body else ("nodes", "whole model")
+    return Table(("removed set", "score left", units), rows, f"Performance in % of the {whole} when a set is removed from it at once.")
 
 
 def _members(entry: Mapping[str, Any]) -> str:
     """The members of a set; of random sets how many of the set's own they hold."""
     if not entry.get("in_common"):
-        return " ".join(entry["nodes"])
+        names = list(entry["nodes"])
+        is_long = len(names) > _NAMES and "->" in names[0]
+        return " ".join([*names[:_NAMES], "and", str(len(names) - _NAMES), "more"] if is_long else names)
     return f"{entry['in_common']:g} of the set's own members on average, because the model has too few others"
 
 

@@ -82,10 +82,11 @@ def overlap(circuits: Mapping[str, Circuit]) -> list[Block]:
         f"Overlap of the circuits of {', '.join(labels)}: heads are circles (layer.head), MLPs squares, layers from bottom to top; the "
         "colour says which circuits have a member."
     )
-    rows = tuple(_row(who, labels, [name for name in groups[who] if "->" not in name]) for who in ordered)
+    rows = tuple(_row(who, labels, groups[who], has_edges) for who in ordered)
+    header = ("members of", "heads", "MLPs", *(("edges",) if has_edges else ()), "which")
     return [
         Drawing(file_name("overlap", *labels), drawn, caption),
-        Table(("members of", "heads", "MLPs", "which"), rows, "The same as names: which members belong to which circuits."),
+        Table(header, rows, "The same as names: which members belong to which circuits."),
     ]
 
 
@@ -100,10 +101,14 @@ def title_of(who: Sequence[str], labels: Sequence[str]) -> str:
 
 def compared(label: str, body: Mapping[str, Any]) -> list[Block]:
     """The numbers of a comparison: sizes, and the overlap of each pair."""
+    of_edges = "level" in body
+    counted = ("heads", "mlps", *(("n_edges",) if of_edges else ()))
     sizes = tuple(
-        (name, str(each["model"]), str(each["heads"]), str(each["mlps"]), shown(number(each["score"]), "%"))
+        (name, str(each["model"]), *(str(each[key]) for key in counted), shown(number(each["score"]), "%"))
         for name, each in body["circuits"].items()
     )
+    titles = ("circuit", "model", "heads", "MLPs", *(("edges",) if of_edges else ()), "score")
+    units = "edges" if of_edges else "members"
     pairs = tuple(
         (
             f"{pair['a']} and {pair['b']}",
@@ -115,11 +120,11 @@ def compared(label: str, body: Mapping[str, Any]) -> list[Block]:
         for pair in body["pairs"]
     )
     return [
-        Table(("circuit", "model", "heads", "MLPs", "score"), sizes, "Size and score of each circuit, in % of the untouched model."),
+        Table(titles, sizes, "Size and score of each circuit, in % of the untouched model."),
         Table(
             ("pair", "shared", "Jaccard", "containment", "p"),
             pairs,
-            "Overlap of each pair: members in both, that number over the size of the union (Jaccard) and over the smaller circuit "
+            f"Overlap of each pair: {units} in both, that number over the size of the union (Jaccard) and over the smaller circuit "
             "(containment), and the probability of so large an overlap by chance.",
         ),
     ]
@@ -135,10 +140,12 @@ def _p_value(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}"
 
 
-def _row(who: Sequence[str], labels: Sequence[str], names: list[str]) -> tuple[str, ...]:
+def _row(who: Sequence[str], labels: Sequence[str], members: list[str], has_edges: bool) -> tuple[str, ...]:
+    names = [name for name in members if "->" not in name]
+    n_edges = (str(len(members) - len(names)),) if has_edges else ()
     title = "all" if len(who) == len(labels) else f"{who[0]} only" if len(who) == 1 else " and ".join(who)
     heads = sum(not name.startswith("m") for name in names)
-    return title, str(heads), str(len(names) - heads), " ".join(names)
+    return title, str(heads), str(len(names) - heads), *n_edges, " ".join(names)
 
 
 def _edges(edges: Sequence[Edge], places: Mapping[str, tuple[float, float]], colour: str, bold: bool) -> go.Scatter:

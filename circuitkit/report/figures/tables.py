@@ -36,13 +36,14 @@ def cross_task(label: str, body: Mapping[str, Any]) -> list[Block]:
         xaxis={"title": {"text": "prompts of"}, "showgrid": False, **ticks([wrapped(task) for task in tasks])},
         yaxis={"title": {"text": "circuit of"}, "showgrid": False, "autorange": "reversed", **ticks([wrapped(name, 26) for name in names])},
     )
+    of_edges = " of edges" if "level" in body else ""
     prompts = ", ".join(f"{task} {n}" for task, n in (body.get("n_prompts") or {}).items())
     return [
         Drawing(
             file_name("cross-task", label),
             drawn,
-            f"Performance in % of the untouched {body['model']} with the circuit of a row on the prompts of a column, with its bootstrap "
-            f"interval; darker is better{f' (prompts: {prompts})' if prompts else ''}.",
+            f"Performance in % of the untouched {body['model']} with the circuit{of_edges} of a row on the prompts of a column, with its "
+            f"bootstrap interval; darker is better{f' (prompts: {prompts})' if prompts else ''}.",
         )
     ]
 
@@ -51,10 +52,11 @@ def stability(label: str, body: Mapping[str, Any]) -> list[Block]:
     """What stays of a circuit when the search is repeated under other conditions."""
     shares = {name: number(each["share"]) for name, each in body["nodes"].items()}
     percent = {name: None if share is None else 100 * share for name, share in shares.items()}
-    drawn = node_map(percent, model_shape(body, shares), unit="% of the runs", marked=body["survive_all"])
+    in_all = [name for name, share in shares.items() if share == 1]  # of circuits of edges the map shows the components
+    drawn = node_map(percent, model_shape(body, shares), unit="% of the runs", marked=in_all)
     varied = ("corruption", "seed", "order", "threshold")
     runs = tuple(
-        (str(run["label"]), *(_cell(run.get(key)) for key in varied), shown(number(run["score"]), "%"), str(len(run["nodes"])))
+        (str(run["label"]), *(_cell(run.get(key)) for key in varied), shown(number(run["score"]), "%"), _size(run))
         for run in body["runs"]
     )
     means = tuple((key, shown(number(value), digits=2)) for key, value in body["mean_jaccard"].items())
@@ -72,6 +74,10 @@ def stability(label: str, body: Mapping[str, Any]) -> list[Block]:
         Table(("varied", "mean Jaccard"), means, "Mean overlap (1 = equal) of the circuits of two runs that differ in just this setting."),
         Table(("run", *varied, "score", "size"), runs, "The runs; size counts heads and MLPs."),
     ]
+
+
+def _size(run: Mapping[str, Any]) -> str:
+    return f"{len(run['nodes'])}, {len(run['edges'])} edges" if "edges" in run else str(len(run["nodes"]))
 
 
 def _cell(value: Any) -> str:
