@@ -41,4 +41,6 @@ def test_every_printed_digit_is_the_same(made_anew, table):
 
 
 def test_the_fixture_holds_every_table(made_anew):
-    assert {path.name for path in RESULTS.glob("*.csv")} == {path.name for path in made_anew.glob("*.csv")} and len(list(RESULTS.iterdir())) == 8
+    assert {path.name for path in RESULTS.glob("*.csv")} == {path.name for path in made_anew.glob("*.csv")} and len(
+        list(RESULTS.iterdir())
+    ) == 8

@@ -33,7 +33,7 @@ def cost(model, prices):
 
 
 def prices(places, mlps=(0, 0), relative=False):
-    return Prices({place: table for place, table in places.items()}, mlps, relative)
+    return Prices(dict(places.items()), mlps, relative)
 
 
 def spread(rows):
@@ -57,7 +57,11 @@ def written(model, place, layer, head):
     weight = block.attn.c_proj.weight[4 * head : 4 * head + 4]
     tokens = [(row, at) for row in (0, 1) for at in range(6) if WEIGHTS[row, at] > 0]
     scale = (sum((stream["at"][token] ** 2).sum() for token in tokens) / len(tokens)).sqrt()
-    return [read["z"][token][4 * head : 4 * head + 4] @ weight for token in tokens if place(*token)], scale, [read["mlp"][t] for t in tokens]
+    return (
+        [read["z"][token][4 * head : 4 * head + 4] @ weight for token in tokens if place(*token)],
+        scale,
+        [read["mlp"][t] for t in tokens],
+    )
 
 
 AT = {
@@ -103,7 +107,9 @@ def test_places_part_the_tokens():
 def test_a_head_that_writes_the_same_everywhere_costs_nothing(model):
     with torch.no_grad():
         model.transformer.h[0].attn.c_proj.weight[:4] = 0.0
-    assert cost(model, prices({"any": [[1.0, 0.0], [0.0, 0.0]]})).item() < 2e-3 < cost(model, prices({"any": [[0.0, 1.0], [0.0, 0.0]]})).item()
+    assert (
+        cost(model, prices({"any": [[1.0, 0.0], [0.0, 0.0]]})).item() < 2e-3 < cost(model, prices({"any": [[0.0, 1.0], [0.0, 0.0]]})).item()
+    )
 
 
 def test_no_hook_stays(model):
