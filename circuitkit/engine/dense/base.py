@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -27,16 +27,22 @@ class DensePass(ABC):
         """Runs the corrupt prompts, if the patcher needs them and they have not been run."""
 
     @abstractmethod
-    def logits(self, masks: Float[Tensor, "row unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, masks: Float[Tensor, "row_or_1 unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
         """Logits at the last position, float32 at least, differentiable by the masks.
 
         Args:
-            masks: One mask for each prompt.
+            masks: One mask for each prompt, or one for all.
             rows: The prompts.
         """
 
-    def derivatives(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Iterator[Float[Tensor, "unit"]]:
-        """For each of some prompts the derivative of its metric by the mask."""
-        masks = mask.detach().expand(rows.stop - rows.start, -1).clone().requires_grad_()
-        (found,) = torch.autograd.grad(score(self.logits(masks, rows)).sum(), masks)
-        yield from found
+    def total(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Float[Tensor, "unit"]:
+        """The derivative of the sum of some prompts' metrics by the mask."""
+        return self._derivative(mask[None], rows, score)[0]
+
+    def each(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Float[Tensor, "row unit"]:
+        """The derivative of each prompt's metric by the mask."""
+        return self._derivative(mask.expand(rows.stop - rows.start, -1), rows, score)
+
+    def _derivative(self, masks: Float[Tensor, "row_or_1 unit"], rows: slice, score: Score) -> Tensor:
+        masks = masks.detach().clone().requires_grad_()
+        return torch.autograd.grad(score(self.logits(masks, rows)).sum(), masks)[0]

@@ -8,10 +8,11 @@ stream is made for few tokens at a time, and made anew on the way back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -83,7 +84,9 @@ class DenseEdges(DensePass):
         for layer in layers:
             self._senders += [(Site.Z, layer)] * bool(self._heads[layer]) + [(Site.MLP_OUT, layer)] * (layer in self._mlps)
         self._split = universe.level is Level.EDGE_QKV
+        self._attentions = [layer for layer in layers if self._heads[layer]]
         self._readings = self._found(universe)
+        self._n_edges = len(universe)
         self._matrices = HeadMatrices(model, self._heads)
         self._outside_values = PatchedValues(model, prompts, patcher, self._outside)
         self._values = PatchedValues(model, prompts, patcher, self._senders, self._replaced)
@@ -95,7 +98,7 @@ class DenseEdges(DensePass):
 
     # --- Any mask -------------------------------------------------------------------------------------------------------------------
 
-    def logits(self, masks: Float[Tensor, "row unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, masks: Float[Tensor, "row_or_1 unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
         differences, entered = Differences(self._matrices), {}
         removed = 1 - masks
 
@@ -138,9 +141,8 @@ class DenseEdges(DensePass):
 
         with ExitStack() as stack:
             stack.enter_context(self._running(rows, differences))
-            layers = [layer for layer, heads in enumerate(self._heads) if heads]
-            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, layer): partial(enter, layer) for layer in layers}))
-            for layer in layers:
+            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, l): partial(enter, l) for l in self._attentions}))
+            for layer in self._attentions:
                 stack.enter_context(differentiable.ports(self._model, layer, ports(layer)))
             for layer in self._mlps:
                 norm = self._model.module(layer, "mlp_norm")
@@ -170,10 +172,24 @@ class DenseEdges(DensePass):
 
     # --- The full mask --------------------------------------------------------------------------------------------------------------
 
-    def derivatives(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Iterator[Float[Tensor, "unit"]]:
+    def total(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Float[Tensor, "unit"]:
         if bool((mask != 1).any()):
-            yield from super().derivatives(mask, rows, score)
-            return
+            return super().total(mask, rows, score)
+        return self._contracted(*self._at_full_mask(rows, score))
+
+    def each(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Float[Tensor, "row unit"]:
+        if bool((mask != 1).any()):
+            return super().each(mask, rows, score)
+        differences, entered, grads = self._at_full_mask(rows, score)
+        found = []
+        for row in range(rows.stop - rows.start):
+            one = differences.of([part[row : row + 1] for part in differences.parts])
+            here = [{key: value[row : row + 1] for key, value in table.items()} for table in (entered, grads)]
+            found.append(self._contracted(one, *here))
+        return torch.stack(found)
+
+    def _at_full_mask(self, rows: slice, score: Score) -> tuple[Differences, dict[Any, Tensor], dict[Any, Tensor]]:
+        """Senders' differences, what enters layers, and gradients at ports and at what MLPs and the final norm read."""
         differences, entered, taps = Differences(self._matrices), {}, {}
 
         def enter(layer: int, resid: Tensor) -> Tensor:
@@ -186,9 +202,8 @@ class DenseEdges(DensePass):
 
         with ExitStack() as stack:
             stack.enter_context(self._running(rows, differences))
-            layers = [layer for layer, heads in enumerate(self._heads) if heads]
-            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, layer): partial(enter, layer) for layer in layers}))
-            for layer in layers:
+            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, l): partial(enter, l) for l in self._attentions}))
+            for layer in self._attentions:
                 edit = partial(lambda layer, port, flowing: tap((port, layer), flowing), layer)
                 stack.enter_context(differentiable.ports(self._model, layer, edit))
             for layer in self._mlps:
@@ -197,40 +212,42 @@ class DenseEdges(DensePass):
             stack.enter_context(differentiable.before(self._final_norm, partial(tap, ("logits", 0))))
             logits = differentiable.logits(self._model, self._prompts.clean[rows])
         found = torch.autograd.grad(score(logits).sum(), list(taps.values()))
-        grads = dict(zip(taps, found, strict=True))
-        del logits, taps, found
-        for row in range(rows.stop - rows.start):
-            yield self._contracted(row, differences, entered, grads)
+        return differences.of([part.detach() for part in differences.parts]), entered, dict(zip(taps, found, strict=True))
 
-    def _contracted(
-        self, row: int, differences: Differences, entered: dict[int, Tensor], grads: dict[tuple[str, int], Tensor]
-    ) -> Float[Tensor, "unit"]:
-        """Of each edge the gradient at its receiver times what its sender computes minus what the patcher gives, summed over positions."""
-        parts = [part[row].detach() for part in differences.parts]
+    def _contracted(self, differences: Differences, entered: dict[Any, Tensor], grads: dict[Any, Tensor]) -> Float[Tensor, "unit"]:
+        """Of each edge the gradient at its receiver times what its sender computes minus what the patcher gives, summed over tokens."""
+        parts = [part.flatten(0, 1) for part in differences.parts]
+        entered, grads = ({key: value.flatten(0, 1) for key, value in table.items()} for table in (entered, grads))
         dtype = accumulator(parts[0].dtype)
-        out = torch.zeros(max(reading.edges.stop for reading in self._readings.values()), dtype=dtype, device=parts[0].device)
+        out = torch.zeros(self._n_edges, dtype=dtype, device=parts[0].device)
         n_senders = self._readings["logits", 0].senders
         for chunk in token_slices(len(parts[0]), n_senders * self._model.d_model * dtype.itemsize):
             written = differences.written([part[chunk] for part in parts])
-            for (kind, layer), reading in self._readings.items():
-                if kind == "heads":
-                    at_ports = [grads[port, layer][row, chunk].transpose(0, 1) for port in PORTS]
-                    grad = self._at_streams(layer, at_ports, entered[layer][row, chunk])
-                else:
-                    grad = grads[kind, layer][row, chunk][None]
-                found = grad.to(written).flatten(1) @ written[: reading.senders].flatten(1).T
-                out[reading.edges] -= found.flatten()
+            for layer in self._attentions:
+                reading = self._readings["heads", layer]
+                back = self._at_streams(layer, [grads[port, layer][chunk] for port in PORTS], entered[layer][chunk])
+                found = back.to(written).flatten(1) @ written[: reading.senders].flatten(1).T
+                # Port by port there, head by head in the universe.
+                out[reading.edges] -= found.unflatten(0, (-1, len(self._heads[layer]))).transpose(0, 1).flatten()
+            single = [key for key in self._readings if key[0] != "heads"]
+            back = torch.stack([grads[key][chunk] for key in single]).to(written)
+            for key, found in zip(single, back.flatten(1) @ written.flatten(1).T, strict=True):
+                out[self._readings[key].edges] -= found[: self._readings[key].senders]
         return out
 
-    def _at_streams(self, layer: int, grads: list[Float[Tensor, "head token d_head"]], resid: Float[Tensor, "token d_model"]) -> Tensor:
-        """The gradient at the stream that each receiver in a layer's attention reads, from those at its queries, keys and values."""
-        chosen = [grad if len(self._heads[layer]) == len(grad) else grad[self._heads[layer]] for grad in grads]
-        at_norm = [self._matrices.backward(layer, port, grad) for port, grad in enumerate(chosen)]
-        back = torch.stack(at_norm, 1).flatten(0, 1) if self._split else sum(at_norm[1:], at_norm[0])
+    def _at_streams(
+        self, layer: int, grads: list[Float[Tensor, "token head d_head"]], resid: Float[Tensor, "token d_model"]
+    ) -> Float[Tensor, "receiver token d_model"]:
+        """The gradient at the stream that each receiver in a layer's attention reads, port by port, from those at queries, keys and values."""
+        by_head = [grad.transpose(0, 1) for grad in grads]
+        if len(self._heads[layer]) < self._model.n_heads:
+            by_head = [grad[self._heads[layer]] for grad in by_head]
+        at_norm = self._matrices.backward(layer, by_head)
+        back = at_norm.flatten(0, 1) if self._split else at_norm.sum(0)
         with torch.enable_grad():
-            streams = resid.expand_as(back).detach().requires_grad_()
-            normed = self._model.module(layer, "attention_norm")(streams)
-            return torch.autograd.grad(normed, streams, back.to(normed.dtype))[0]
+            stream = resid.detach().requires_grad_().view_as(resid)
+            normed = self._model.module(layer, "attention_norm")(stream)
+            return torch.autograd.grad(normed, stream, back.to(normed.dtype), is_grads_batched=True)[0]
 
     # --- Both -----------------------------------------------------------------------------------------------------------------------
 

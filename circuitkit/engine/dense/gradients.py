@@ -26,6 +26,7 @@ from circuitkit.patchers.base import Patcher
 
 _log = logging.getLogger(__name__)
 _Found = TypeVar("_Found")
+_Derivative = Callable[[Tensor, slice, Score], Tensor]
 
 _TOKENS_A_PASS = {"cpu": 4096, "cuda": 65536}
 
@@ -94,14 +95,14 @@ class Gradients:
             ModelError: A rule has no place in this model, or did not fire.
         """
         total = torch.zeros(self._n_units, dtype=torch.float64)
-        self._derive(mask, rules, total.add_)
+        self._derive(mask, rules, self._pass.total, total.add_)
         return (total / len(self._prompts)).to(accumulator(self._model.dtype))
 
     def per_prompt(self, mask: Tensor | None = None, rules: Rules | str = "plain") -> Float[Tensor, "prompt unit"]:
         """The same for the metric of each prompt. Arguments as in ``grad``."""
         found: list[Tensor] = []
-        self._derive(mask, rules, found.append)
-        return torch.stack(found)
+        self._derive(mask, rules, self._pass.each, found.append)
+        return torch.cat(found)
 
     def loss(self, masks: Float[Tensor, "*mask unit"], rows: slice | None = None) -> Float[Tensor, "*mask"]:
         """The mean metric under soft masks, as a function of them that autograd can follow: for masks that are learned.
@@ -120,11 +121,11 @@ class Gradients:
         score = self._score(rows, clean=False)
         with differentiable.frozen(self._model):
             self._pass.prepare(self._rows)
-            found = [score(self._pass.logits(mask.expand(last - first, -1), rows)).mean() for mask in flat]
+            found = [score(self._pass.logits(mask[None], rows)).mean() for mask in flat]
         return torch.stack(found).reshape(masks.shape[:-1])
 
-    def _derive(self, mask: Tensor | None, rules: Rules | str, take: Callable[[Float[Tensor, "unit"]], object]) -> None:
-        """Hands on the derivative of each prompt's metric."""
+    def _derive(self, mask: Tensor | None, rules: Rules | str, of: _Derivative, take: Callable[[Tensor], object]) -> None:
+        """Hands on a derivative of all prompts, pass by pass."""
         mask = self._checked(torch.ones(self._n_units) if mask is None else mask)
         rules = Rules.named(rules, self._model) if isinstance(rules, str) else rules
         clean = self._pass.full_is_clean and bool((mask == 1).all())
@@ -133,14 +134,13 @@ class Gradients:
             with rules.applied(self._model):
                 first = 0
                 while first < len(self._prompts):
-                    part = self._retried(lambda first=first: self._part(mask, first, clean))
-                    for row in part:
-                        take(row)
-                    first += len(part)
+                    rows, part = self._retried(lambda first=first: self._part(mask, first, clean, of))
+                    take(part)
+                    first = rows.stop
 
-    def _part(self, mask: Tensor, first: int, clean: bool) -> list[Tensor]:
+    def _part(self, mask: Tensor, first: int, clean: bool, of: _Derivative) -> tuple[slice, Tensor]:
         rows = slice(first, min(first + self._rows, len(self._prompts)))
-        return [row.detach().cpu() for row in self._pass.derivatives(mask, rows, self._score(rows, clean))]
+        return rows, of(mask, rows, self._score(rows, clean)).cpu()
 
     def _score(self, rows: slice, clean: bool) -> Score:
         """The metric of some prompts; ``clean`` says that the run itself is the untouched model."""
