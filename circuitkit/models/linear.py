@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,28 +12,42 @@ from circuitkit.core.errors import ModelError
 from circuitkit.models.hooked import HookedModel
 
 
+_transposed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
 def matrix_of(module: nn.Module) -> Float[Tensor, "read written"]:
-    """The matrix that a linear module multiplies its input by; which way its weight lies is told by trying it on a vector.
+    """The matrix that a linear module multiplies its input by, as a view; how its weight lies is found by trying it, and known from then on.
 
     Raises:
         ModelError: The module is not x @ matrix + bias with a matrix that is at hand.
     """
     weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point() and weight.device.type != "meta":
-        with torch.no_grad():
-            for matrix in (weight.detach(), weight.detach().T):
-                probe = torch.linspace(-1, 1, len(matrix)).to(matrix)
-                try:
-                    given = module.forward(probe[None]) - module.forward(torch.zeros_like(probe)[None])
-                except RuntimeError:
-                    continue
-                wanted = probe @ matrix
-                if given[0].shape == wanted.shape and (given[0] - wanted).abs().max() <= 0.02 * wanted.abs().max():
-                    return matrix
-    raise ModelError(
-        f"Gradients of edges need the weights of {type(module).__name__} as a matrix, and it is offloaded, quantised or no plain linear map. "
-        "Load the model unquantised on one device."
-    )
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point() or weight.device.type == "meta":
+        raise ModelError(_NO_MATRIX.format(type(module).__name__))
+    if module not in _transposed:
+        fitting = [transposed for transposed in (False, True) if _fits(module, weight.detach().T if transposed else weight.detach())]
+        if not fitting:
+            raise ModelError(_NO_MATRIX.format(type(module).__name__))
+        _transposed[module] = fitting[0]
+    return weight.detach().T if _transposed[module] else weight.detach()
+
+
+_NO_MATRIX = (
+    "Gradients of edges need the weights of {} as a matrix, and it is offloaded, quantised or no plain linear map. Load the model unquantised "
+    "on one device."
+)
+
+
+def _fits(module: nn.Module, matrix: Float[Tensor, "read written"]) -> bool:
+    """Whether the module multiplies by this matrix, tried on a vector."""
+    probe = torch.linspace(-1, 1, len(matrix)).to(matrix)
+    with torch.no_grad():
+        try:
+            given = (module.forward(probe[None]) - module.forward(torch.zeros_like(probe)[None]))[0]
+        except RuntimeError:  # shapes
+            return False
+        wanted = probe @ matrix
+        return given.shape == wanted.shape and bool((given - wanted).abs().max() <= 0.02 * wanted.abs().max())
 
 
 def writers(model: HookedModel, layer: int) -> Float[Tensor, "head d_head d_model"]:

@@ -77,7 +77,7 @@ class Gradients:
             self._pass = DenseEdges(model, prompts, patcher, universe)
         else:
             self._pass = DenseNodes(model, prompts, patcher, universe)
-        self._rows = _rows_a_pass(model, prompts.n_pos, max_rows)
+        self._rows = min(len(prompts), _rows_a_pass(model, prompts.n_pos, max_rows))
 
     def grad(self, mask: Tensor | None = None, rules: Rules | str = "plain") -> Float[Tensor, "unit"]:
         """The derivative of the mean metric by each unit's mask.
