@@ -1,4 +1,4 @@
-"""Passes that gradients are taken of: plain torch hooks between modules, the weights held fixed.
+"""Passes that gradients are taken of: plain torch hooks between the modules as transformers made them, the weights held fixed.
 
 A trace would run every edit in a thread of its own and end with the forward pass, while these edits are part of an autograd graph that is
 used later; and a hook costs microseconds.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from circuitkit.core.errors import ModelError
 from circuitkit.core.node import PORTS, Site
+from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.linear import shared, split
 from circuitkit.models.mlp_parts import mlp_parts
@@ -27,13 +28,13 @@ Edit = Callable[[Tensor], Tensor]
 
 @contextmanager
 def frozen(model: HookedModel) -> Iterator[None]:
-    """Within this context autograd works, weights get no gradients, and the model is in eval mode; then all is as before."""
+    """Within this context autograd works, weights get no gradients, the model is in eval mode and without nnsight; then all is as before."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.hf.parameters()]
     modes = [(module, module.training) for module in model.hf.modules()]
     try:
         model.hf.requires_grad_(False)
         model.hf.eval()
-        with torch.enable_grad():
+        with torch.enable_grad(), unwrapped(model.hf):
             yield
     finally:
         for parameter, flag in flags:

@@ -399,7 +399,7 @@ def test_passes_that_do_not_fit_are_halved(monkeypatch):
     assert torch.allclose(gradients(model, model.universe, prompts=prompts).grad(), expected, atol=1e-5)
     assert rows == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     monkeypatch.setattr(differentiable, "logits", lambda *args, **inputs: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(MeasurementError, match="Memory ran out in a pass with gradients of a single prompt"):
+    with pytest.raises(MeasurementError, match="Memory ran out in a pass with a single prompt"):
         gradients(model, model.universe, prompts=prompts).grad()
 
 

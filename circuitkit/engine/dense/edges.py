@@ -26,7 +26,8 @@ from circuitkit.engine.dense.base import DensePass, Score
 from circuitkit.engine.dense.blend import accumulator, blend
 from circuitkit.engine.dense.chunks import by_chunks, token_slices
 from circuitkit.engine.dense.senders import Differences, HeadMatrices
-from circuitkit.engine.dense.values import PatchedValues, Place
+from circuitkit.engine.dense.values import PatchedValues
+from circuitkit.engine.featurizing import Place
 from circuitkit.models import differentiable
 from circuitkit.models.differentiable import Edit
 from circuitkit.models.hooked import HookedModel
@@ -61,12 +62,13 @@ class DenseEdges(DensePass):
     Args:
         model, prompts, patcher: As for every engine.
         universe: The edges.
+        outside: By what all other nodes are replaced.
 
     Raises:
         ModelError: The model's heads do not add to the residual stream on their own.
     """
 
-    def __init__(self, model: HookedModel, prompts: PromptSet, patcher: Patcher, universe: EdgeUniverse) -> None:
+    def __init__(self, model: HookedModel, prompts: PromptSet, patcher: Patcher, universe: EdgeUniverse, outside: Patcher) -> None:
         if not model.architecture.additive:
             raise ModelError(
                 f"Edges need a model whose heads and MLPs add to the residual stream as they are, but {model.architecture.family} puts a "
@@ -88,7 +90,7 @@ class DenseEdges(DensePass):
         self._readings = self._found(universe)
         self._n_edges = len(universe)
         self._matrices = HeadMatrices(model, self._heads)
-        self._outside_values = PatchedValues(model, prompts, patcher, self._outside)
+        self._outside_values = PatchedValues(model, prompts, outside, self._outside)
         self._values = PatchedValues(model, prompts, patcher, self._senders, self._replaced)
         self.full_is_clean = len(members) == len(model.universe)
 
@@ -148,7 +150,7 @@ class DenseEdges(DensePass):
                 norm = self._model.module(layer, "mlp_norm")
                 stack.enter_context(differentiable.before(norm, partial(stream, self._readings["mlp", layer])))
             stack.enter_context(differentiable.before(self._final_norm, last_stream))
-            return differentiable.logits(self._model, self._prompts.clean[rows])
+            return differentiable.logits(self._model, self._prompts.clean[rows], **self._prompts.padding(rows))
 
     def _read(self, layer: int, removed: Tensor, resid: Tensor, differences: Differences) -> dict[str, Tensor]:
         """Queries, keys and values of the members of a layer, each made of a stream of its own."""
@@ -210,7 +212,7 @@ class DenseEdges(DensePass):
                 norm = self._model.module(layer, "mlp_norm")
                 stack.enter_context(differentiable.before(norm, partial(tap, ("mlp", layer))))
             stack.enter_context(differentiable.before(self._final_norm, partial(tap, ("logits", 0))))
-            logits = differentiable.logits(self._model, self._prompts.clean[rows])
+            logits = differentiable.logits(self._model, self._prompts.clean[rows], **self._prompts.padding(rows))
         found = torch.autograd.grad(score(logits).sum(), list(taps.values()))
         return differences.of([part.detach() for part in differences.parts]), entered, dict(zip(taps, found, strict=True))
 

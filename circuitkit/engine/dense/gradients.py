@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,18 +16,14 @@ from circuitkit.engine.dense.base import DensePass, Score
 from circuitkit.engine.dense.blend import accumulator
 from circuitkit.engine.dense.edges import DenseEdges
 from circuitkit.engine.dense.nodes import DenseNodes
-from circuitkit.engine.packed.memory import free_bytes, is_out_of_memory
+from circuitkit.engine.packed.memory import RowBudget, free_bytes, within_memory
 from circuitkit.metrics.base import Metric
 from circuitkit.models import differentiable
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.rules import Rules
 from circuitkit.patchers.base import Patcher
 
-_log = logging.getLogger(__name__)
-_Found = TypeVar("_Found")
 _Derivative = Callable[[Tensor, slice, Score], Tensor]
-
-_TOKENS_A_PASS = {"cpu": 4096, "cuda": 65536}
 
 
 class Gradients:
@@ -41,6 +36,7 @@ class Gradients:
         model, prompts, patcher, metric: As for every engine.
         universe: The units: nodes of any kind that the model has as they are, or edges. With edges, every node that is not in their
             universe is replaced throughout.
+        outside: By what nodes outside of an edge universe are replaced; None for the patcher too.
         max_rows: Bound on the prompts of a pass; None to use free memory.
 
     Raises:
@@ -56,8 +52,11 @@ class Gradients:
         metric: Metric,
         universe: NodeUniverse | EdgeUniverse,
         *,
+        outside: Patcher | None = None,
         max_rows: int | None = None,
     ) -> None:
+        metric.check(prompts)
+        patcher.check(prompts)
         if not metric.differentiable:
             raise MeasurementError(
                 f"{metric.name} counts, so it has no gradient. Take a metric that is a smooth function of the logits, such as logit_diff, "
@@ -74,10 +73,11 @@ class Gradients:
         self._n_units = len(universe)
         self._pass: DensePass
         if isinstance(universe, EdgeUniverse):
-            self._pass = DenseEdges(model, prompts, patcher, universe)
+            self._pass = DenseEdges(model, prompts, patcher, universe, outside or patcher)
         else:
             self._pass = DenseNodes(model, prompts, patcher, universe)
-        self._rows = min(len(prompts), _rows_a_pass(model, prompts.n_pos, max_rows))
+        self._budget = RowBudget(model, prompts.n_pos, _rows_a_pass(model, prompts.n_pos, max_rows))
+        self._budget.rows = min(self._budget.rows, len(prompts))
 
     def grad(self, mask: Tensor | None = None, rules: Rules | str = "plain") -> Float[Tensor, "unit"]:
         """The derivative of the mean metric by each unit's mask.
@@ -120,7 +120,7 @@ class Gradients:
             self._checked(mask)
         score = self._score(rows, clean=False)
         with differentiable.frozen(self._model):
-            self._pass.prepare(self._rows)
+            self._prepare()
             found = [score(self._pass.logits(mask[None], rows)).mean() for mask in flat]
         return torch.stack(found).reshape(masks.shape[:-1])
 
@@ -130,17 +130,14 @@ class Gradients:
         rules = Rules.named(rules, self._model) if isinstance(rules, str) else rules
         clean = self._pass.full_is_clean and bool((mask == 1).all())
         with differentiable.frozen(self._model):
-            self._retried(lambda: self._pass.prepare(self._rows))
+            self._prepare()
             with rules.applied(self._model):
-                first = 0
-                while first < len(self._prompts):
-                    rows, part = self._retried(lambda first=first: self._part(mask, first, clean, of))
+                run = partial(self._part, mask, of, clean)
+                for _, part in within_memory(self._split(slice(0, len(self._prompts))), run, self._budget, self._split):
                     take(part)
-                    first = rows.stop
 
-    def _part(self, mask: Tensor, first: int, clean: bool, of: _Derivative) -> tuple[slice, Tensor]:
-        rows = slice(first, min(first + self._rows, len(self._prompts)))
-        return rows, of(mask, rows, self._score(rows, clean)).cpu()
+    def _part(self, mask: Tensor, of: _Derivative, clean: bool, rows: slice) -> Tensor:
+        return of(mask, rows, self._score(rows, clean)).cpu()
 
     def _score(self, rows: slice, clean: bool) -> Score:
         """The metric of some prompts; ``clean`` says that the run itself is the untouched model."""
@@ -154,7 +151,7 @@ class Gradients:
 
     def _untouched(self, rows: slice) -> Float[Tensor, "row d_vocab"]:
         with torch.no_grad():
-            return differentiable.logits(self._model, self._prompts.clean[rows])
+            return differentiable.logits(self._model, self._prompts.clean[rows], **self._prompts.padding(rows))
 
     def _checked(self, mask: Tensor) -> Float[Tensor, "unit"]:
         if mask.shape != (self._n_units,):
@@ -168,28 +165,20 @@ class Gradients:
             raise MeasurementError(f"A soft mask lies between 0 (replaced) and 1 (kept), found {low:.4g} to {high:.4g}. Clamp it.")
         return mask
 
-    def _retried(self, job: Callable[[], _Found]) -> _Found:
-        """The result of a job that uses ``self._rows``, which is halved as long as memory runs out."""
-        while True:
-            try:
-                return job()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self._rows == 1:
-                    raise MeasurementError(
-                        "Memory ran out in a pass with gradients of a single prompt. Take a smaller model or dtype (model.dtype=bfloat16) "
-                        "or shorter prompts."
-                    ) from error
-                self._rows //= 2
-                _log.warning("Memory ran out; going on with at most %d prompts a pass with gradients.", self._rows)
+    def _split(self, rows: slice) -> list[slice]:
+        """Prompts in passes of as many as fit."""
+        firsts = range(rows.start, rows.stop, self._budget.rows)
+        return [slice(first, min(first + self._budget.rows, rows.stop)) for first in firsts]
+
+    def _prepare(self) -> None:
+        whole = slice(0, len(self._prompts))
+        for _ in within_memory([whole], lambda _: self._pass.prepare(self._budget.rows), self._budget, lambda piece: [piece]):
+            pass
 
 
 def _rows_a_pass(model: HookedModel, n_pos: int, max_rows: int | None) -> int:
-    if max_rows is not None and max_rows < 1:
-        raise MeasurementError(f"max_rows must be at least 1, found {max_rows}. Leave it out to use the free memory.")
+    if max_rows is not None:
+        return max_rows
     # What autograd keeps of a layer, measured on GPT-2: about 20 times the residual stream and 6 times the MLP's inside.
     row = model.n_layers * n_pos * (20 * model.d_model + 6 * model.d_mlp + model.n_heads * n_pos) * accumulator(model.dtype).itemsize
-    fitting = int(0.5 * free_bytes(model.device) // row)
-    useful = _TOKENS_A_PASS.get(model.device.type, 4096) // n_pos
-    return max(1, min(fitting, useful) if max_rows is None else max_rows)
+    return max(1, int(0.5 * free_bytes(model.device) // row))

@@ -16,7 +16,8 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.dense.base import DensePass
 from circuitkit.engine.dense.blend import accumulator, blend
-from circuitkit.engine.dense.values import PatchedValues, Place
+from circuitkit.engine.dense.values import PatchedValues
+from circuitkit.engine.featurizing import Place
 from circuitkit.engine.packed.layout import Layout
 from circuitkit.models import differentiable
 from circuitkit.models.hooked import HookedModel
@@ -85,7 +86,7 @@ class DenseNodes(DensePass):
         span_at = None if self._span_at is None else self._span_at[rows]
         edits = {place: partial(self._blended, place, masks, span_at, rows) for place in self._at}
         with differentiable.edited(self._model, edits):
-            return differentiable.logits(self._model, self._prompts.clean[rows])
+            return differentiable.logits(self._model, self._prompts.clean[rows], **self._prompts.padding(rows))
 
     def _blended(self, place: Place, masks: Tensor, span_at: Tensor | None, rows: slice, act: Tensor) -> Tensor:
         mask = self._at[place].spread(masks, span_at, self._n_spans)

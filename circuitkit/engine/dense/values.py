@@ -11,13 +11,12 @@ from torch import Tensor
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.node import INPUT, Node, Site
 from circuitkit.core.prompts import PromptSet
+from circuitkit.engine.featurizing import Place, all_of
 from circuitkit.engine.packed.replacements import GroupMean, entries
 from circuitkit.models.differentiable import Edit, edited, stream
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher
 
-Place = tuple[Site, int]
-"""A site in a layer."""
 Edits = Callable[[slice], Mapping[Place, Edit]]
 """What is replaced in any case, for some prompts."""
 
@@ -35,7 +34,7 @@ class PatchedValues:
     Args:
         model: The model.
         prompts: The prompts.
-        patcher: Gives the values. Neurons of a layer are handed to it together, as the activation of their MLP.
+        patcher: Gives the values. Neurons of a layer are handed to it together.
         places: Where values will be asked for.
         under: What is replaced in the corrupt run.
     """
@@ -71,7 +70,7 @@ class PatchedValues:
             rows = slice(first, min(first + rows_a_pass, len(self._prompts)))
             watched = {place: partial(see, place, rows) for place in self._places}
             with edited(self._model, self._under(rows)), edited(self._model, watched):
-                stream(self._model, self._prompts.corrupt[rows])
+                stream(self._model, self._prompts.corrupt[rows], **self._prompts.padding(rows))
         for place in self._places:
             self._sources[place] = means[place].value(self._model.dtype) if is_mean else torch.cat(kept.pop(place))
             if not self._patcher.reads_activation:
@@ -91,10 +90,11 @@ class PatchedValues:
     def _patched(self, place: Place, act: Tensor, source: Tensor | None) -> Tensor:
         site, layer = place
         if site is not Site.Z:
-            return self._patcher.patch(act, source, INPUT if site is Site.EMBED else Node.of_mlp(layer))
+            node = {Site.EMBED: INPUT, Site.MLP_OUT: Node.of_mlp(layer)}.get(site) or all_of(place)
+            return self._patcher.patch(act, source, node)
         sources = [None] * act.shape[-2] if source is None else source.unbind(-2)
-        heads = [self._patcher.patch(one, its, Node.of_head(layer, head)) for head, (one, its) in enumerate(zip(act.unbind(-2), sources, strict=True))]
-        return torch.stack(heads, -2)
+        both = zip(act.unbind(-2), sources, strict=True)
+        return torch.stack([self._patcher.patch(one, its, Node.of_head(layer, head)) for head, (one, its) in enumerate(both)], -2)
 
     def _pick(self, table: Tensor, rows: slice) -> Tensor:
         if len(table) == 1:
