@@ -20,6 +20,7 @@ from circuitkit.core.errors import ConfigError, ModelError, unknown_choice
 from circuitkit.models.attention import eager_attention
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.mlp_parts import mlp_parts
+from circuitkit.models.norms import gain_of, norms
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,6 @@ RULES = {
     "gim": Rules(norm=True, gate=True, attention_halves=True, temperature=2.0),
 }
 """Published sets by name."""
-
-
-def norms(model: HookedModel) -> list[nn.Module]:
-    """Every norm of a model, found by value: a module with vectors for weights whose output does not change with the size of its input."""
-    return [module for module in model.hf.modules() if _is_norm(module)]
 
 
 Hook = Callable[[Tensor, Tensor], Tensor]
@@ -196,7 +192,7 @@ def _activation_hook(module: nn.Module) -> Hook:
 
 
 def _norm_hook(module: nn.Module) -> Hook:
-    gain = _gain(module)
+    gain = gain_of(module)
 
     def hook(read: Tensor, out: Tensor) -> Tensor:
         with torch.no_grad():
@@ -205,40 +201,6 @@ def _norm_hook(module: nn.Module) -> Hook:
         return _Way.apply(out.detach(), moved * scale)
 
     return hook
-
-
-def _gain(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, bool]]:
-    """A function that gives what a norm multiplies an input by, and whether it takes the mean off before."""
-    if isinstance(module, nn.LayerNorm):
-
-        def of_layer_norm(read: Tensor) -> tuple[Tensor, bool]:
-            spread = (read.var(-1, unbiased=False, keepdim=True) + module.eps).rsqrt()
-            return (spread if module.weight is None else spread * module.weight), True
-
-        return of_layer_norm
-
-    def of_rms_norm(read: Tensor) -> tuple[Tensor, bool]:
-        # A vector of equal entries with the same root mean square is multiplied by the same.
-        size = read.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
-        return module.forward(size.expand_as(read)) / size, False
-
-    return of_rms_norm
-
-
-def _is_norm(module: nn.Module) -> bool:
-    own = list(module.parameters())
-    if list(module.children()) or not own or any(parameter.ndim != 1 or len(parameter) != len(own[0]) for parameter in own):
-        return False
-    if isinstance(module, nn.LayerNorm):
-        return True
-    generator = torch.Generator().manual_seed(0)
-    large = 2.0**30 if own[0].dtype != torch.float16 else 2.0**8
-    probe = large * torch.randn(1, 1, len(own[0]), generator=generator).to(own[0])
-    with torch.no_grad():
-        one, two = module.forward(probe), module.forward(2 * probe)
-        scale, _ = _gain(module)(probe)
-        close = 1e-3 * one.abs().max()
-        return bool((one - two).abs().max() <= close and (scale * probe - one).abs().max() <= 10 * close)
 
 
 def _gates(model: HookedModel) -> list[nn.Module]:

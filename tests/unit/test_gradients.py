@@ -105,8 +105,7 @@ def test_nodes_of_every_family_against_finite_differences(family):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_nodes_at_the_corners_are_what_the_oracle_says(family, patcher):
     model, prompts = shared_model(family), tiny_prompts()
-    for kind in ("nodes", "spans"):
-        universe = universes(model)[kind]
+    for universe in universes(model).values():
         naive = ReferenceEngine(model, prompts, PATCHERS[patcher], LogitDiff(), universe)
         masks = torch.cat([random_masks(4, len(universe)), universe.full()[None], universe.empty()[None]])
         found = gradients(model, universe, patcher, prompts=prompts).loss(masks.float())
@@ -282,6 +281,24 @@ def test_per_prompt_is_what_each_prompt_gives_alone(universe):
         assert torch.allclose(each.mean(0), gradients(model, units, prompts=prompts).grad(at), atol=1e-9)
 
 
+@pytest.mark.parametrize("units", ["nodes", "spans", "edges"])
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+def test_padding_counts_for_nothing(family, units):
+    """Prompts of different lengths in one set give what each gives alone."""
+    model, drawn = shared_model(family), tiny_prompts(4, n_pos=6)
+    pads = torch.tensor([0, 2, 1, 0])
+    clean, corrupt = drawn.clean.clone(), drawn.corrupt.clone()
+    for row, pad in enumerate(pads.tolist()):
+        clean[row, :pad] = corrupt[row, :pad] = 0
+    spans = {"S1": torch.tensor([1, 2, 0, 3])}
+    prompts = PromptSet(clean, corrupt, drawn.answers, drawn.wrongs, drawn.groups, drawn.group_names, spans, pads=pads)
+    universe = edges_of(model) if units == "edges" else universes(model)[units]
+    for at in (None, torch.rand(len(universe), generator=torch.Generator().manual_seed(0))):
+        together = gradients(model, universe, prompts=prompts).per_prompt(at)
+        alone = [gradients(model, universe, prompts=prompts.take([row])).grad(at) for row in range(4)]
+        assert torch.allclose(together, torch.stack(alone), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("metric", [ProbDiff(), KL()], ids=["prob_diff", "kl"])
 def test_other_metrics(metric):
     model = shared_model("gpt2", dtype=torch.float64)
@@ -401,6 +418,15 @@ def test_passes_that_do_not_fit_are_halved(monkeypatch):
     monkeypatch.setattr(differentiable, "logits", lambda *args, **inputs: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MeasurementError, match="Memory ran out in a pass with a single prompt"):
         gradients(model, model.universe, prompts=prompts).grad()
+
+
+def test_weights_that_are_nan():
+    model = tiny_model("gpt2")
+    with torch.no_grad():
+        model.hf.lm_head.weight[0, 0] = torch.nan
+    for units in (model.universe, edges_of(model)):
+        with pytest.raises(MeasurementError, match="NaN or infinity"):
+            gradients(model, units).grad()
 
 
 class Detached(Patcher):

@@ -13,7 +13,8 @@ from circuitkit.models.attention import eager_attention
 from circuitkit.models.differentiable import edited, frozen, logits
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.mlp_parts import mlp_parts
-from circuitkit.models.rules import RULES, Rules, norms
+from circuitkit.models.norms import back_through, norms
+from circuitkit.models.rules import RULES, Rules
 
 GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma2"}
 
@@ -71,6 +72,21 @@ def test_constant_norm_scale(family):
     with frozen(model), Rules(norm=True).applied(model):
         found = torch.autograd.grad(norm(x), x, back)[0]
     assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rules", [Rules(), Rules(norm=True)], ids=["plain", "constant"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_many_gradients_through_a_norm_at_once(family, rules):
+    model = tiny_model(family)
+    generator = torch.Generator().manual_seed(1)
+    x, grads = torch.randn(4, model.d_model, generator=generator), torch.randn(5, 4, model.d_model, generator=generator)
+    x[0] *= 1e-3
+    norm = model.module(1, "attention_norm")
+    with frozen(model), rules.applied(model):
+        leaf = x.clone().requires_grad_()
+        expected = torch.stack([torch.autograd.grad(norm(leaf), leaf, grad)[0] for grad in grads])
+        found = back_through(norm, x, grads.clone())
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

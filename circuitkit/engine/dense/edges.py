@@ -31,6 +31,7 @@ from circuitkit.engine.featurizing import Place
 from circuitkit.models import differentiable
 from circuitkit.models.differentiable import Edit
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.norms import back_through
 from circuitkit.patchers.base import Patcher
 
 
@@ -246,10 +247,7 @@ class DenseEdges(DensePass):
             by_head = [grad[self._heads[layer]] for grad in by_head]
         at_norm = self._matrices.backward(layer, by_head)
         back = at_norm.flatten(0, 1) if self._split else at_norm.sum(0)
-        with torch.enable_grad():
-            stream = resid.detach().requires_grad_().view_as(resid)
-            normed = self._model.module(layer, "attention_norm")(stream)
-            return torch.autograd.grad(normed, stream, back.to(normed.dtype), is_grads_batched=True)[0]
+        return back_through(self._model.module(layer, "attention_norm"), resid, back)
 
     # --- Both -----------------------------------------------------------------------------------------------------------------------
 

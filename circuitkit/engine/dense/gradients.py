@@ -90,7 +90,7 @@ class Gradients:
             Units of the metric per unit of mask. Positive: with more of the unit the metric rises.
 
         Raises:
-            MeasurementError: The mask belongs to another universe or leaves [0, 1].
+            MeasurementError: The mask belongs to another universe or leaves [0, 1]; gradients are NaN or infinite.
             ConfigError: No such set of rules.
             ModelError: A rule has no place in this model, or did not fire.
         """
@@ -137,7 +137,13 @@ class Gradients:
                     take(part)
 
     def _part(self, mask: Tensor, of: _Derivative, clean: bool, rows: slice) -> Tensor:
-        return of(mask, rows, self._score(rows, clean)).cpu()
+        found = of(mask, rows, self._score(rows, clean)).cpu()
+        if not bool(found.isfinite().all()):
+            raise MeasurementError(
+                "The gradients hold NaN or infinity. Load the model in float32 or bfloat16 (model.dtype) and check its weights with "
+                "`circuitkit job=doctor`."
+            )
+        return found
 
     def _score(self, rows: slice, clean: bool) -> Score:
         """The metric of some prompts; ``clean`` says that the run itself is the untouched model."""

@@ -49,9 +49,9 @@ class HeadMatrices:
     ) -> Float[Tensor, "3 head token d_model"]:
         """The gradients at these streams, from those at queries, keys and values."""
         n_heads, n_tokens, _ = grads[0].shape
-        out = grads[0].new_empty(3, n_heads, n_tokens, self._model.d_model)
+        out = grads[0].new_empty(3, n_heads, n_tokens, self._model.d_model, dtype=accumulator(grads[0].dtype))
         for port, grad in enumerate(grads):
-            _by_head(grad, self._reader(layer, port)[0].transpose(1, 2), out[port])
+            _by_head(grad.to(out.dtype), self._reader(layer, port)[0].transpose(1, 2), out[port])
         return out
 
     def _reader(self, layer: int, port: int) -> tuple[Tensor, Tensor]:
