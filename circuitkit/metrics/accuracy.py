@@ -16,6 +16,7 @@ class Accuracy(Metric):
     higher_is_better = True
     floor = Floor.ZERO
     reads_wrongs = False
+    differentiable = False
 
     def score(self, logits: Logits, prompts: PromptSet, *, clean_logits: CleanLogits | None = None) -> Values:
         return functional.accuracy(logits, prompts.answers)

@@ -47,6 +47,7 @@ class Metric(Part):
         higher_is_better: Direction.
         floor: What counts as 0 %: a metric of zero (a difference of logits), or the metric when everything is ablated (a distance, which is
             zero when nothing is lost).
+        differentiable: Whether it has a gradient by the logits that says anything; a count has none.
         reads_answers, reads_wrongs: Whether it needs answers, and wrong answers, to look at.
 
     Raises:
@@ -57,6 +58,7 @@ class Metric(Part):
     unit: str
     higher_is_better: bool = True
     floor: Floor = Floor.ZERO
+    differentiable: bool = True
     reads_answers: bool = True
     reads_wrongs: bool = True
 

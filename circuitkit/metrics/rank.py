@@ -16,6 +16,7 @@ class AnswerRank(Metric):
     higher_is_better = False
     floor = Floor.ABLATED
     reads_wrongs = False
+    differentiable = False
 
     def score(self, logits: Logits, prompts: PromptSet, *, clean_logits: CleanLogits | None = None) -> Values:
         return functional.answer_rank(logits, prompts.answers)

@@ -1,0 +1,83 @@
+"""The matrices with which heads read and write the residual stream, split by head."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitkit.core.errors import ModelError
+from circuitkit.models.hooked import HookedModel
+
+
+_transposed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def matrix_of(module: nn.Module) -> Float[Tensor, "read written"]:
+    """The matrix that a linear module multiplies its input by, as a view; how its weight lies is found by trying it, and known from then on.
+
+    Raises:
+        ModelError: The module is not x @ matrix + bias with a matrix that is at hand.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point() or weight.device.type == "meta":
+        raise ModelError(_NO_MATRIX.format(type(module).__name__))
+    if module not in _transposed:
+        fitting = [transposed for transposed in (False, True) if _fits(module, weight.detach().T if transposed else weight.detach())]
+        if not fitting:
+            raise ModelError(_NO_MATRIX.format(type(module).__name__))
+        _transposed[module] = fitting[0]
+    return weight.detach().T if _transposed[module] else weight.detach()
+
+
+_NO_MATRIX = (
+    "Gradients of edges need the weights of {} as a matrix, and it is offloaded, quantised or no plain linear map. Load the model unquantised "
+    "on one device."
+)
+
+
+def _fits(module: nn.Module, matrix: Float[Tensor, "read written"]) -> bool:
+    """Whether the module multiplies by this matrix, tried on a vector."""
+    probe = torch.linspace(-1, 1, len(matrix)).to(matrix)
+    with torch.no_grad():
+        try:
+            given = (module.forward(probe[None]) - module.forward(torch.zeros_like(probe)[None]))[0]
+        except RuntimeError:  # shapes
+            return False
+        wanted = probe @ matrix
+        return given.shape == wanted.shape and bool((given - wanted).abs().max() <= 0.02 * wanted.abs().max())
+
+
+def writers(model: HookedModel, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """By what each head's output is multiplied to give what it adds to the residual stream; a view of the weight."""
+    return matrix_of(model.module(layer, "out_proj")).unflatten(0, (model.n_heads, -1))
+
+
+def readers(model: HookedModel, layer: int) -> list[tuple[Float[Tensor, "some d_model d_head"], Float[Tensor, "some d_head"]]]:
+    """For queries, keys and values by what each head multiplies the normed residual stream, and the bias; views of the weights.
+
+    Keys and values have one for each key/value head.
+    """
+    modules = [model.hf.get_submodule(f"{model.architecture.blocks}.{layer}.{path}") for path in model.architecture.query_key_value]
+    matrices = [matrix_of(module) for module in modules]
+    biases = [matrix.new_zeros(()).expand(matrix.shape[1]) if module.bias is None else module.bias.detach()
+              for module, matrix in zip(modules, matrices, strict=True)]  # fmt: skip
+    return list(zip((part.movedim(-2, 0) for part in split(model, matrices)), split(model, biases), strict=True))
+
+
+def split(model: HookedModel, outs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of what the projections of a layer give, each ... x head x d_head; views."""
+    if len(outs) == 1:
+        if model.architecture.fused_by_head:
+            return outs[0].unflatten(-1, (model.n_heads, 3, -1)).unbind(-2)  # type: ignore[return-value]
+        outs = list(outs[0].chunk(3, -1))
+    q, k, v = (outs[0].unflatten(-1, (model.n_heads, -1)), *(out.unflatten(-1, (model.n_kv_heads, -1)) for out in outs[1:]))
+    return q, k, v
+
+
+def shared(model: HookedModel, part: Float[Tensor, "*row kv_head d_head"]) -> Float[Tensor, "*row head d_head"]:
+    """Keys or values with a slice for each query head."""
+    group = model.n_heads // part.shape[-2]
+    return part if group == 1 else part.repeat_interleave(group, -2)
