@@ -81,7 +81,7 @@ class ReferenceEngine(NodeEngine):
         ``ids`` have no padding.
         """
         with torch.no_grad(), unwrapped(self.model.hf):
-            return self.model.hf(ids.to(self.model.device), use_cache=False).logits[:, -1].float()
+            return self.prompts.scored(self.model.hf(ids.to(self.model.device), use_cache=False).logits)
 
     def slices(self) -> Iterator[slice]:
         """The prompts, in passes of neighbours of equal length: here nothing is ever padded."""
