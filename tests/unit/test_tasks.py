@@ -469,7 +469,7 @@ def test_file_is_read_in_its_order(write):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("{clean: 1}", r"Line 3 of .* is not JSON \(.*\)\. Expected a JSON object with the texts clean, corrupt, answer, and optionally wrong"),
+        ("{clean: 1}", r"Line 3 of .* is not JSON \(.*\)\. Expected a JSON object with the texts clean, corrupt, answer, and optionally"),
         ("[1]", r"Line 3 of .* is a list\. Expected a JSON object"),
         ({"clean": "one two"}, r"Line 3 of .* has None as 'corrupt', which must be a text"),
         (LINE | {"answer": ""}, r"Line 3 of .* has '' as 'answer'"),

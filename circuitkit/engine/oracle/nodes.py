@@ -193,7 +193,8 @@ class ReferenceEngine(NodeEngine):
 
     def _change(self, place: Place, nodes: list[Node], rows: slice) -> coordinates.Change:
         source = self._encoded.get(place)
-        of_rows = None if source is None else (source[0][rows], source[1][rows])
+        first = int(self.prompts.pads[rows.start])
+        of_rows = None if source is None else (source[0][rows, first:], source[1][rows, first:])
 
         def lay(node: Node, value: Tensor, current: Tensor) -> Tensor:
             return self._laid(node, value, current, rows)
