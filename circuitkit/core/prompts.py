@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.errors import PromptError
@@ -77,10 +77,10 @@ class Prompt:
 
 @dataclass(frozen=True, init=False)
 class PromptSet:
-    """A batch of clean and corrupt prompts. The scored position is always the last one.
+    """A batch of clean and corrupt prompts. The scored position is the last one.
 
     A corrupt prompt is as long as its clean twin. Where pairs differ in length, the shorter rows are padded on the left, so that the last
-    column is the last token of every row.
+    column is the last token of every row. Answers of several tokens are scored at as many last positions.
 
     Attributes:
         clean: Token ids of the clean prompts.
@@ -92,6 +92,8 @@ class PromptSet:
         spans: Label to the token that it is on in each prompt, counted from the prompt's own first one. ``last`` is always there.
         items: The prompts as they were before tokenization.
         pads: How many columns of padding each row begins with.
+        targets: Answers of several tokens, by teacher forcing: the prompts hold all of them but the last, and this is the token that each
+            of the last positions should predict; -1 at the left of an answer with fewer. No column where answers are one token.
     """
 
     clean: Int[Tensor, "prompt pos"]
@@ -103,6 +105,7 @@ class PromptSet:
     spans: Mapping[str, Int[Tensor, "prompt"]] = field(default_factory=dict)
     items: tuple[Prompt, ...] = ()
     pads: Int[Tensor, "prompt"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    targets: Int[Tensor, "prompt step"] = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
 
     def __init__(
         self,
@@ -115,6 +118,7 @@ class PromptSet:
         spans: Mapping[str, tuple[int, ...] | Int[Tensor, "prompt"]] | None = None,
         items: tuple[Prompt, ...] = (),
         pads: Int[Tensor, "prompt"] | None = None,
+        targets: Int[Tensor, "prompt step"] | None = None,
     ) -> None:
         """Takes the columns. Answers and wrong answers may be given as one token per prompt, and the positions of a label as one per group.
 
@@ -123,9 +127,11 @@ class PromptSet:
                 is a wrong answer too.
         """
         sets = [each if isinstance(each, TokenSets) else TokenSets.single(each) for each in (answers, wrongs)]
-        given = {"clean": clean, "corrupt": corrupt, "answers": sets[0], "wrongs": sets[1], "groups": groups}
+        given: dict[str, Any] = {"clean": clean, "corrupt": corrupt, "answers": sets[0], "wrongs": sets[1], "groups": groups}
         pads = torch.zeros(len(clean), dtype=torch.long) if pads is None else pads
-        for name, value in {**given, "group_names": group_names, "spans": {}, "items": items, "pads": pads}.items():
+        targets = torch.zeros(len(clean), 0, dtype=torch.long) if targets is None else targets
+        given |= {"pads": pads, "targets": targets}
+        for name, value in {**given, "group_names": group_names, "spans": {}, "items": items}.items():
             object.__setattr__(self, name, value)
         self._check()
         places = {label: torch.tensor(at)[groups] if isinstance(at, tuple) else at for label, at in (spans or {}).items()}
@@ -149,6 +155,16 @@ class PromptSet:
                 f"{n} prompts need {n} numbers of padding columns, each less than the {self.n_pos} columns, with the same padding in clean "
                 f"and corrupt twins; found {len(self.pads)} numbers, of {int(self.pads.min())} to {int(self.pads.max())}."
             )
+        if len(self.targets) != n or (self.targets.shape[1] and not (self.targets[:, -1] >= 0).all()):
+            raise PromptError(
+                f"{n} prompts whose answers have several tokens need {n} rows of targets, each with at least one token at its end; found "
+                f"{len(self.targets)} rows of {self.targets.shape[1]}."
+            )
+        if int(self.lengths.min()) < self.n_scored:
+            raise PromptError(
+                f"A prompt, with its answer but for the last token, must have at least as many tokens as the longest answer, which has "
+                f"{self.n_scored}, and the shortest has {int(self.lengths.min())}. Use longer prompts, or shorter answers."
+            )
         shared = self.answers.shared(self.wrongs)
         if shared.any():
             row = int(shared.int().argmax())
@@ -170,6 +186,15 @@ class PromptSet:
     def lengths(self) -> Int[Tensor, "prompt"]:
         """Number of tokens of each prompt."""
         return self.n_pos - self.pads
+
+    @property
+    def n_scored(self) -> int:
+        """How many last positions are scored: 1, or as many as the longest answer has tokens."""
+        return max(1, self.targets.shape[1])
+
+    def scored(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row *step d_vocab"]:
+        """Of logits at some last positions those that are scored, in float32; without an axis for them where it is the last one alone."""
+        return (logits[:, -1] if self.n_scored == 1 else logits[:, -self.n_scored :]).float()
 
     @property
     def is_padded(self) -> bool:
@@ -227,6 +252,7 @@ class PromptSet:
             spans={label: places[rows] for label, places in self.spans.items()},
             items=tuple(self.items[row] for row in rows.tolist()) if self.items else (),
             pads=self.pads[rows] - first,
+            targets=self.targets[rows],
         )
 
     def places(self, span: str) -> Int[Tensor, "prompt"]:
@@ -268,7 +294,7 @@ class PromptSet:
     def content_hash(self) -> str:
         """SHA-256 of everything that a score can depend on."""
         digest = hashlib.sha256()
-        for column in (self.clean, self.corrupt, self.groups, self.pads):
+        for column in (self.clean, self.corrupt, self.groups, self.pads, self.targets):
             digest.update(str(tuple(column.shape)).encode())
             digest.update(column.to(torch.int64).cpu().contiguous().numpy().tobytes())
         self.answers.update(digest)

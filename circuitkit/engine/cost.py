@@ -87,7 +87,8 @@ class DryEngine(PackedEngine):
         """Nothing to compare: there are no weights."""
 
     def measure(self, logits: Logits, rows: slice) -> Values:
-        return torch.full(logits.shape[:-1], self.assume / 100)
+        axes = logits.shape[:-1] if self.prompts.n_scored == 1 else logits.shape[:-2]
+        return torch.full(axes, self.assume / 100)
 
 
 @dataclass(frozen=True)

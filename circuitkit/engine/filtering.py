@@ -16,7 +16,8 @@ class Solves:
     """Accepts the prompts of which the model is right, and clearly so. Final.
 
     The rule is the paper's: the answer is the most likely next token, and more than twice as likely as the last shown member. Of sets: one
-    of the answers is the most likely token, and all together are more than twice as likely as all wrong answers.
+    of the answers is the most likely token, and all together are more than twice as likely as all wrong answers. An answer of several
+    tokens is right if each of its tokens is the most likely one behind those before it.
 
     Args:
         model: The untouched model.
@@ -32,8 +33,12 @@ class Solves:
         accepted = []
         for first in range(0, len(prompts), rows):
             part = prompts.take(range(first, min(first + rows, len(prompts))))
-            logits = self._model.run(part.clean, gather=True, **part.padding(slice(0, len(part))))
+            logits = self._model.run(part.clean, keep=part.n_scored, gather=True, **part.padding(slice(0, len(part))))
             assert logits is not None
+            if part.targets.shape[1]:
+                likeliest = logits[:, -part.n_scored :].float().argmax(-1).cpu()
+                accepted.append(((likeliest == part.targets) | (part.targets < 0)).all(-1))
+                continue
             logs = log_probs(logits[:, -1].float())
             accepted.append((is_top(logs, part.answers) & (mass(logs, part.answers) > 2 * mass(logs, part.wrongs))).cpu())
         return torch.cat(accepted)

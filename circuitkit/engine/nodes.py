@@ -56,12 +56,14 @@ class NodeEngine(Engine):
             base: The mask from which these were made by small changes, if there is one: what they share is computed once.
 
         Yields:
-            Which masks, which prompts, and their logits at the last position in float32.
+            Which masks, which prompts, and their logits at the last position in float32; where answers have several tokens, with an axis of
+            their steps before that of the vocabulary.
         """
 
     def all_logits(self, masks: Masks) -> Logits:
         """Logits of every mask and prompt at once. Large: masks x prompts x vocabulary."""
-        logits = torch.empty(len(masks), len(self.prompts), self.model.d_vocab)
+        steps = () if self.prompts.n_scored == 1 else (self.prompts.n_scored,)
+        logits = torch.empty(len(masks), len(self.prompts), *steps, self.model.d_vocab)
         for chosen, rows, part in self.passes(self.checked(masks), None):
             logits[chosen, rows] = part.cpu()
         return logits

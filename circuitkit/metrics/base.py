@@ -49,6 +49,8 @@ class Metric(Part):
             zero when nothing is lost).
         differentiable: Whether it has a gradient by the logits that says anything; a count has none.
         reads_answers, reads_wrongs: Whether it needs answers, and wrong answers, to look at.
+        reads_steps: Whether it can score answers of several tokens: its logits then have an axis of steps before that of the vocabulary,
+            and ``prompts.targets`` says which token each step should give.
 
     Raises:
         ConfigError: No such zero.
@@ -61,6 +63,7 @@ class Metric(Part):
     differentiable: bool = True
     reads_answers: bool = True
     reads_wrongs: bool = True
+    reads_steps: bool = False
 
     def __init__(self, zero: Literal["zero", "ablated"] | None = None) -> None:
         if zero is not None:
@@ -83,8 +86,15 @@ class Metric(Part):
         """Refuses prompts on which the metric would mean nothing.
 
         Raises:
-            MeasurementError: There are no answers, or no wrong answers, to compare with.
+            MeasurementError: There are no answers, or no wrong answers, to compare with, or answers of more tokens than it reads.
         """
+        if prompts.targets.shape[1]:
+            if not self.reads_steps:
+                raise MeasurementError(
+                    f"The metric {self.name} reads one token, and these prompts have answers of up to {prompts.n_scored} tokens. Use "
+                    "metric=log_prob, which scores all of them, or answers of one token."
+                )
+            return
         for what, sets, needed in (("answer", prompts.answers, self.reads_answers), ("wrong answer", prompts.wrongs, self.reads_wrongs)):
             empty = int((sets.sizes == 0).sum())
             if needed and empty:

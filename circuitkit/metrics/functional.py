@@ -7,7 +7,7 @@ to the last bit.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.shapes import CleanLogits, Logits, Values
@@ -53,6 +53,15 @@ def prob_diff(logits: Logits, answers: TokenSets, wrongs: TokenSets) -> Values:
 def log_prob(logits: Logits, answers: TokenSets) -> Values:
     """Log-probability of the answers together, nats."""
     return log_mass(log_probs(logits), answers)
+
+
+def continuation_log_prob(logits: Float[Tensor, "*mask prompt step d_vocab"], targets: Int[Tensor, "prompt step"], *, mean: bool) -> Values:
+    """Log-probability of answers of several tokens by teacher forcing, nats: the sum over their tokens, or the mean. -1 is no token."""
+    steps = (targets >= 0).to(logits.device)
+    index = targets.clamp(min=0).to(logits.device).expand(logits.shape[:-1])
+    logs = torch.log_softmax(logits, dim=-1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    total = torch.where(steps, logs, 0.0).sum(-1)
+    return total / steps.sum(-1) if mean else total
 
 
 def kl_divergence(logits: Logits, clean_logits: CleanLogits) -> Values:

@@ -65,7 +65,7 @@ class Encoder:
         return "[" + ", ".join(repr(self.tokenizer.decode([token])) for token in tokens) + "]"
 
 
-def encode(prompts: Sequence[Prompt], encoder: Encoder, *, equal: bool = True) -> PromptSet:
+def encode(prompts: Sequence[Prompt], encoder: Encoder, *, equal: bool = True, several: bool = False) -> PromptSet:
     """Tokenizes prompts and finds their answer tokens and labelled positions. Prompts of different lengths are padded on the left.
 
     An answer is the token that follows the prompt when both are tokenized together. Where the tokenizer makes a token
@@ -75,6 +75,8 @@ def encode(prompts: Sequence[Prompt], encoder: Encoder, *, equal: bool = True) -
         prompts: The prompts.
         encoder: The tokenizer.
         equal: Refuse prompts of different lengths; False: only twins of different lengths.
+        several: Whether answers may have several tokens. If any has, all are scored by teacher forcing: behind each prompt stands its
+            answer but for the last token, behind the corrupt twin too.
 
     Raises:
         PromptError: No prompts, prompts or twins of unequal length, an answer that is not one token, or a label that lies elsewhere in a
@@ -82,16 +84,26 @@ def encode(prompts: Sequence[Prompt], encoder: Encoder, *, equal: bool = True) -
     """
     if not prompts:
         raise PromptError("No prompt is left. Draw more (task.n), relax the filter (task.filter=false) or take another task.")
-    prompts, clean, answers, wrongs = _with_answers(prompts, encoder)
+    continued: list[list[int]] = []
+    try:
+        prompts, clean, answers, wrongs = _with_answers(prompts, encoder)
+    except PromptError:
+        continued = _continuations(prompts, encoder) if several else []
+        if not continued:
+            raise
+        clean = encoder.ids([prompt.clean for prompt in prompts])
+        answers = wrongs = TokenSets.none(len(prompts))
     corrupt = encoder.ids([prompt.corrupt for prompt in prompts])
+    if continued:
+        clean, corrupt = ([ids + tokens[:-1] for ids, tokens in zip(rows, continued, strict=True)] for rows in (clean, corrupt))
     _check_lengths(prompts, clean, corrupt, equal)
     longest = max(map(len, clean))
     pads = [longest - len(ids) for ids in clean]
     names = tuple(dict.fromkeys(prompt.group for prompt in prompts))
     groups = [names.index(prompt.group) for prompt in prompts]
     return PromptSet(
-        clean=_padded(clean, longest),
-        corrupt=_padded(corrupt, longest),
+        clean=_right(clean, longest, 0),  # what stands in the padding is of no consequence; 0 is a token of every vocabulary
+        corrupt=_right(corrupt, longest, 0),
         answers=answers,
         wrongs=wrongs,
         groups=torch.tensor(groups),
@@ -99,12 +111,46 @@ def encode(prompts: Sequence[Prompt], encoder: Encoder, *, equal: bool = True) -
         spans={**_positions(prompts, clean, corrupt, encoder), "last": torch.tensor([len(ids) - 1 for ids in clean])},
         items=tuple(prompts),
         pads=torch.tensor(pads),
+        targets=_right(continued, max(map(len, continued)), -1) if continued else None,
     )
 
 
-def _padded(rows: Sequence[list[int]], longest: int) -> Int[Tensor, "prompt pos"]:
-    """Rows of one length. What stands in the padding is of no consequence; 0 is a token of every vocabulary."""
-    return torch.tensor([[0] * (longest - len(ids)) + ids for ids in rows])
+def _right(rows: Sequence[list[int]], longest: int, filler: int) -> Int[Tensor, "prompt column"]:
+    """Rows of one length, aligned at their ends."""
+    return torch.tensor([[filler] * (longest - len(ids)) + ids for ids in rows])
+
+
+def _continuations(prompts: Sequence[Prompt], encoder: Encoder) -> list[list[int]]:
+    """The tokens that the answer of each prompt adds to it; empty if any of them leaves the rules for answers of several tokens.
+
+    Raises:
+        PromptError: There is an answer of several tokens beside others of its prompt, or it has a weight.
+    """
+    clean = encoder.ids([prompt.clean for prompt in prompts])
+    found = []
+    for row, (prompt, ids) in enumerate(zip(prompts, clean, strict=True)):
+        joint = encoder.ids([prompt.clean + text for text in prompt.answers])
+        if any(both[: len(ids)] != ids or len(both) == len(ids) or not encoder.knows(both[len(ids) :]) for both in joint):
+            return []  # what is wrong is said where answers of one token are looked up
+        added = [both[len(ids) :] for both in joint]
+        if len(added) > 1 and any(len(tokens) > 1 for tokens in added):
+            long = next(text for text, tokens in zip(prompt.answers, added, strict=True) if len(tokens) > 1)
+            raise PromptError(
+                f"An answer of several tokens must be the only one of its prompt, but {long!r} behind {prompt.clean!r} has "
+                f"{max(map(len, added))} tokens and stands beside {len(added) - 1} more. Give one answer, or answers of one token.",
+                row,
+            )
+        found.append(added)
+    if not any(len(tokens) > 1 for added in found for tokens in added):
+        return []
+    for row, (prompt, added) in enumerate(zip(prompts, found, strict=True)):
+        if len(added) != 1 or next(iter(prompt.answers.values())) != 1:
+            raise PromptError(
+                "Where an answer has several tokens, every prompt must have one answer, of weight 1, because all are scored by "
+                f"teacher forcing; {prompt.clean!r} has {prompt.answers}. Give one answer, or answers of one token.",
+                row,
+            )
+    return [added[0] for added in found]
 
 
 def _with_answers(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[list[int]], TokenSets, TokenSets]:

@@ -15,8 +15,8 @@ from circuitkit.tasks.base import Accept, Task, Tokenizer
 from circuitkit.tasks.encoding import Encoder, encode
 
 _TEXTS, _ANSWERS = ("clean", "corrupt"), ("answer", "wrong")
-_REQUIRED = (*_TEXTS, *_ANSWERS)
-_OPTIONAL = ("group", "labels", "corrupt_labels")
+_REQUIRED = (*_TEXTS, "answer")
+_OPTIONAL = ("wrong", "group", "labels", "corrupt_labels")
 
 
 @final
@@ -26,7 +26,8 @@ class FromFile(Task):
 
     A line is a JSON object with the texts ``clean``, ``corrupt``, ``answer`` and ``wrong``; the last two as they would be
     appended to the prompt, so usually with a space before them. Each of the two may be several: a list of texts that count alike, or an
-    object from texts to the weights that their probabilities count with. ``group`` names the template (``all`` if not given), ``labels``
+    object from texts to the weights that their probabilities count with; there may be no wrong one, for metrics that look at none. One
+    answer may have several tokens, for ``metric=log_prob``. ``group`` names the template (``all`` if not given), ``labels``
     gives labels to pieces of the clean text as ``{"S1": [start, end]}``, and ``corrupt_labels`` does so for the corrupt text where
     they lie elsewhere. Prompts may differ in length, a corrupt prompt from its clean twin may not.
 
@@ -53,7 +54,7 @@ class FromFile(Task):
             raise ConfigError(f"task.n, the number of prompts a group, must be 1 or more, or null for all; found {n}.")
         lines, read = self._read()
         try:
-            prompts = encode(read, Encoder(tokenizer, self.bos), equal=False)
+            prompts = encode(read, Encoder(tokenizer, self.bos), equal=False, several=True)
         except PromptError as problem:
             if problem.row is None:
                 raise
@@ -107,10 +108,12 @@ def _parse(line: str, where: str) -> Prompt:
         if not isinstance(value, str) or not value:
             raise PromptError(f"{where} has {value!r} as {key!r}, which must be a text that is not empty. {expected}")
     for key in _ANSWERS:
-        _check_answers(record.get(key), key, where, expected)
+        if key in record or key == "answer":
+            _check_answers(record.get(key), key, where, expected)
     labels = record.get("labels", {})
     return Prompt(
         **{key: record[key] for key in _REQUIRED},
+        wrong=record.get("wrong", ()),
         group=record.get("group", "all"),
         spans=_spans(labels, record["clean"], where),
         corrupt_spans=_spans(record.get("corrupt_labels", labels), record["corrupt"], where),

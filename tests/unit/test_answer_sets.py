@@ -204,10 +204,9 @@ def test_sets_from_a_file(tmp_path):
         ({"wrong": {" 4": 0}}, "'wrong': The weight of an answer must be a number above 0, found 0 for ' 4'"),
         ({"answer": [" 4", " 4"]}, "may be named once per prompt"),
         ({"answer": [" 4", " 3"]}, r"Answers and wrong answers must be different tokens, but in both sets is \['3'\]"),
-        ({"answer": [" 4", " 5 6"]}, r"must add exactly one token to its prompt"),
+        ({"answer": [" 4", " 5 6"]}, "must be the only one of its prompt, but ' 5 6' behind '1 2 3' has 2 tokens and stands beside 1 more"),
         ({"answer": " 7"}, r"must be in the tokenizer's vocabulary|must add exactly one token"),
         ({"corrupt": "1 1 1 1"}, "as many tokens as its clean twin, but '1 2 3' has 3 and '1 1 1 1' has 4"),
-        ({"labels": {"S1": [0, 1]}}, "must be in every prompt"),
     ],
 )
 def test_errors_say_which_line(tmp_path, change, sentence):

@@ -9,6 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models_for_tests import FAMILIES, PATCHERS, Halfway, difference, logits_of, random_masks, shared_model, tiny_model, tiny_prompts
+from test_coordinates_property import KINDS
+from test_coordinates_property import Case as UnitCase
 from test_tasks import wrap
 from tokenizers import pre_tokenizers
 
@@ -124,6 +126,21 @@ def test_every_family(family, patcher):
     masks = random_masks(4, len(model.universe))
     expected = unpadded(model, prompts, patcher, model.universe, masks)
     assert difference(PackedEngine(model, prompts, patcher, LogitDiff()).all_logits(masks), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_neurons_and_features(family, kind):
+    """On the engines' own masks at all positions and at spans."""
+    prompts = ragged([4, 7, 4, 5], [0, 1, 0, 2])
+    for patcher, spans in (("resample", ()), ("mean_group", ()), ("halfway", ()), ("zero", ("S1", "last"))):
+        fast, naive = (each.on(prompts) for each in UnitCase(family, 2, 4, 5, 2, patcher, kind, "relu", spans, 7, 1, 7, 0).engines())
+        masks = torch.cat([random_masks(2, len(fast.universe), keep=0.8), fast.universe.empty()[None]])
+        found = fast.all_logits(masks)
+        assert difference(found, naive.all_logits(masks)) < 2e-5
+        for rows in parts(prompts, PATCHERS[patcher]):
+            alone = naive.on(prompts.take(rows)).all_logits(masks)
+            assert ((found[:, rows] - alone).abs().max() / found.std()).item() < 2e-5
 
 
 def test_a_shared_prefix_is_not_computed_again_behind_padding():

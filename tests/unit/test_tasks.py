@@ -194,7 +194,7 @@ def test_bos_is_the_users_choice():
     assert own.clean.equal(none.clean)
     assert forced.clean[:, 1:].equal(none.clean)
     assert forced.clean[:, 0].tolist() == [GPT2.bos_token_id] * 24
-    assert forced.spans["S1"] == tuple(place + 1 for place in none.spans["S1"])
+    assert torch.equal(forced.spans["S1"], none.spans["S1"] + 1)
     (own, forced, none) = (tasks.Months(n=8, bos=bos).prompts(LLAMA) for bos in (None, True, False))
     assert own.clean.equal(forced.clean)
     assert own.clean[:, 1:].equal(none.clean)
@@ -469,7 +469,7 @@ def test_file_is_read_in_its_order(write):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("{clean: 1}", r"Line 3 of .* is not JSON \(.*\)\. Expected a JSON object with the texts clean, corrupt, answer, wrong"),
+        ("{clean: 1}", r"Line 3 of .* is not JSON \(.*\)\. Expected a JSON object with the texts clean, corrupt, answer, and optionally"),
         ("[1]", r"Line 3 of .* is a list\. Expected a JSON object"),
         ({"clean": "one two"}, r"Line 3 of .* has None as 'corrupt', which must be a text"),
         (LINE | {"answer": ""}, r"Line 3 of .* has '' as 'answer'"),
@@ -489,7 +489,7 @@ def test_a_bad_line_is_named(bad, message, write):
     ("second", "message"),
     [
         ({"corrupt": "two one"}, r"as many tokens as its clean twin, but 'one two three' has 3 and 'two one' has 2\. Use words"),
-        ({"answer": " seven eight"}, r"must add exactly one token.*' seven eight' behind 'one two three'.*\. Give another answer"),
+        ({"wrong": " seven eight"}, r"must add exactly one token.*' seven eight' behind 'one two three'.*\. Give another answer"),
         ({"answer": " Xyz"}, r"must be in the tokenizer's vocabulary, but ' Xyz' is unknown"),
         ({"answer": " three"}, r"must be different tokens, but in both sets is \[' three'\] behind 'one two three'\. Give another"),
         ({"labels": {"S1": [0, 3]}}, r"must be in every prompt, clean and corrupt, but 'S1' is not"),

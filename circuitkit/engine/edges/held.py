@@ -90,6 +90,10 @@ class EdgePasses:
             self._engine.work.add(len(resid), n_layers - layer, resid.shape[1], corrupt=False)
         return self.layers.logits(layer, resid, rows, z)
 
+    def scored(self, resid: Resid) -> Resid:
+        """The positions that are scored, which are all that the logits there depend on behind the last layer."""
+        return resid[:, -self._engine.prompts.n_scored :]
+
     def measured(self, logits: Float[Tensor, "row d_vocab"], rows: slice) -> Values:
         return self._engine.measure(logits.unflatten(0, (-1, rows.stop - rows.start)), rows)
 

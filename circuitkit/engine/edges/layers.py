@@ -94,15 +94,16 @@ class CircuitLayers:
             rows: The prompts.
             z: What the heads of that layer give; None to compute it.
         """
+        n_scored = self._prompts.n_scored
         for index in range(layer, self.model.n_layers):
             resid = resid.to(self.model.device_of(index))
             z = self.z(index, self.projections(index, resid), rows, len(resid)) if z is None else z
             if index == self.model.n_layers - 1 and self.skip:  # later positions read earlier ones through attention alone
-                resid, z = resid[:, -1:], z[:, -1:]
+                resid, z = resid[:, -n_scored:], z[:, -n_scored:]
             mid, attention = self.mid(index, resid, z)
             resid = self.summed(resid, attention, self.mlp(index, mid, rows))
             z = None
-        return self.model.unembed(resid[:, -1:])[:, -1].float()
+        return self._prompts.scored(self.model.unembed(resid[:, -n_scored:]))
 
     def projections(self, layer: int, resid: Resid) -> Projections | None:
         """Queries, keys and values; None where nobody needs them."""

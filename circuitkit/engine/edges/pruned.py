@@ -59,7 +59,7 @@ class PrunedEdges:
                     after[node] = apart(self._passes.sent.value(node, mlp, sources), mlp).unflatten(0, (n_masks, -1))
             shifts |= after
             resid = self._passes.layers.summed(resid, attention, mlp)
-        return self._passes.logits(removed.applied(resid, LOGITS, shifts)[:, -1:], rows, model.n_layers)
+        return self._passes.logits(self._passes.scored(removed.applied(resid, LOGITS, shifts)), rows, model.n_layers)
 
     def _heads(self, layer: int, resid: Resid, removed: _Removed, shifts: ByMask, rows: slice) -> Heads:
         """What the heads of a layer give when each port reads a stream of its own."""

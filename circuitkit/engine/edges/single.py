@@ -113,7 +113,8 @@ class SingleEdges:
     def _into_logits(self, at: _Patching, pairs: Sequence[Pair]) -> Tensor:
         """Logits with edges into the logits patched."""
         assert at.clean.final is not None
-        read = torch.cat([added(at.clean.final[:, -1:], at.shifts[src][:, -1:]) for src, _ in pairs])
+        final = self._passes.scored(at.clean.final)
+        read = torch.cat([added(final, self._passes.scored(at.shifts[src])) for src, _ in pairs])
         return self._passes.logits(read, at.rows, self._passes.model.n_layers)
 
     def _fill(self, pairs: Sequence[Pair], at: _Patching, logits: Callable[[Sequence[Pair]], Tensor]) -> None:

@@ -81,7 +81,7 @@ class ReferenceEngine(NodeEngine):
         ``ids`` have no padding.
         """
         with torch.no_grad(), unwrapped(self.model.hf):
-            return self.model.hf(ids.to(self.model.device), use_cache=False).logits[:, -1].float()
+            return self.prompts.scored(self.model.hf(ids.to(self.model.device), use_cache=False).logits)
 
     def slices(self) -> Iterator[slice]:
         """The prompts, in passes of neighbours of equal length: here nothing is ever padded."""
@@ -193,7 +193,8 @@ class ReferenceEngine(NodeEngine):
 
     def _change(self, place: Place, nodes: list[Node], rows: slice) -> coordinates.Change:
         source = self._encoded.get(place)
-        of_rows = None if source is None else (source[0][rows], source[1][rows])
+        first = int(self.prompts.pads[rows.start])
+        of_rows = None if source is None else (source[0][rows, first:], source[1][rows, first:])
 
         def lay(node: Node, value: Tensor, current: Tensor) -> Tensor:
             return self._laid(node, value, current, rows)

@@ -209,7 +209,7 @@ class Lane:
             skip=self._skip,
             entry=entry,
             entry_z=None if z is None else z[:, cut:],
-            narrow=narrow,
+            narrow=narrow and self._prompts.n_scored == 1,  # one position is added to the stream of all of them by broadcasting
             watch=watch,
             see_mlp=see_mlp,
             cut=cut,
@@ -226,17 +226,18 @@ class Lane:
         if resid is not None:
             resid = resid[:, cut:].repeat(n_masks, 1, 1)
         ids = self._ids[rows, cut:].repeat(n_masks, 1)
-        logits = self._model.run(ids, visit, start=entry, resid=resid, stop=stop, gather=stop is None, **inputs)
+        keep = self._prompts.n_scored
+        logits = self._model.run(ids, visit, start=entry, resid=resid, stop=stop, keep=keep, gather=stop is None, **inputs)
         last = self._model.n_layers if stop is None else stop + 1
         self._work.add(len(ids), last - entry, ids.shape[1], corrupt=self._corrupt)
-        return None if logits is None else logits[:, -1].float()
+        return None if logits is None else self._prompts.scored(logits)
 
     def _cuts(self, masks: Masks) -> Int[Tensor, "mask"]:
         """For each mask the first position that has to be computed."""
         n_pos = self._ids.shape[1]
         if not (self.cone and self.trunk.has_all_keys_values):
             return torch.zeros(len(masks), dtype=torch.long)
-        return self._layout.first_position(masks, self.trunk.mask).clamp(min=self._prefix, max=n_pos - 1)
+        return self._layout.first_position(masks, self.trunk.mask).clamp(min=self._prefix, max=n_pos - self._prompts.n_scored)
 
     def _worth_holding(self, masks: Masks, base: Bool[Tensor, "node"], firsts: Int[Tensor, "mask"]) -> int:
         """The layer up to which it pays to hold the states under ``base``."""
@@ -244,7 +245,7 @@ class Lane:
         shared = int(firsts.sort().values[-2:][0])
         if self.cone:
             n_pos, last = self._ids.shape[1], self._model.n_layers - 1
-            cuts = self._layout.first_position(masks, base).clamp(min=self._prefix, max=n_pos - 1)
+            cuts = self._layout.first_position(masks, base).clamp(min=self._prefix, max=n_pos - self._prompts.n_scored)
             saved = ((last + 1 - firsts) * cuts).sum().item() / n_pos
             if saved > last - max(shared, self.trunk.valid_until(base)):
                 return last

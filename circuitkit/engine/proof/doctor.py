@@ -86,7 +86,7 @@ def corrupt_run(patient: Patient) -> Check:
     """Corrupt prompts with every component replaced by its own corrupt output are the corrupt run."""
     prompts = replace(patient.prompts, clean=patient.prompts.corrupt)
     found = replace(patient, prompts=prompts).logits(patient.model.universe.empty()[None], patient.resample)[0]
-    expected = plain(patient.model, prompts.clean, **prompts.padding(slice(0, len(prompts))))[:, -1].float().cpu()
+    expected = prompts.scored(plain(patient.model, prompts.clean, **prompts.padding(slice(0, len(prompts))))).cpu()
     what = "corrupt prompts, everything replaced by its own corrupt output = the corrupt run"
     return Check.of("corrupt_run", what, relative(found, expected), tolerance(patient.model))
 
@@ -124,7 +124,7 @@ def base(patient: Patient) -> Check:
     masks = torch.stack([universe.without(start, [node]) for node in _one_of_each_layer(universe)])
     engine = patient.engine(patient.model, patient.prompts, patient.means, patient.metric)
     engine.all_logits(start[None])
-    found = torch.empty(len(masks), len(patient.prompts), patient.model.d_vocab)
+    found = torch.empty(len(masks), *engine.known_clean.shape)
     for chosen, rows, logits in engine.passes(masks, start):
         found[chosen, rows] = logits.cpu()
     difference = _largest_difference(found, patient.expected(masks, patient.means))
