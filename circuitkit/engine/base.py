@@ -24,6 +24,7 @@ from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher
 
 if TYPE_CHECKING:
+    from circuitkit.engine.dense.gradients import Gradients
     from circuitkit.engine.edges.base import EdgeEngine
 
 
@@ -192,6 +193,15 @@ class Engine(Part):
         raise MeasurementError(
             f"Edges are scored by the packed and by the reference engine, and this is a {type(self).__name__}. Run with engine=packed."
         )
+
+    def gradients(self) -> Gradients:
+        """Soft masks and derivatives over the same universe, prompts, patcher and metric, by the dense path.
+
+        Raises:
+            MeasurementError: The metric or the patcher has no gradient, or this engine offers none.
+        """
+        raise MeasurementError(f"Gradients are taken by the packed and by the reference engine, and this is a {type(self).__name__}. Run "
+                               "with engine=packed.")  # fmt: skip
 
     def check(self) -> None:  # noqa: B027  an engine without a shortcut has nothing to do
         """Compares this engine with its oracle on a few prompts; nothing to do for an engine that is its own oracle.

@@ -27,6 +27,7 @@ from circuitkit.core.node import Unit
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.engine.base import WHOLE, Baseline, Engine, Share
+from circuitkit.engine.dense.gradients import Gradients
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.models.processes import Processes, processes
 
@@ -132,6 +133,9 @@ class DistributedEngine(Engine):
 
     def baseline(self) -> Baseline:
         return self._engine.baseline()
+
+    def gradients(self) -> Gradients:
+        return self._engine.gradients()
 
     def check(self) -> None:
         self._engine.check()

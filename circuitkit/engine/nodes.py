@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,6 +18,9 @@ from circuitkit.engine.featurizing import Featurizers, featurizers_for
 from circuitkit.metrics.base import Metric
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher
+
+if TYPE_CHECKING:
+    from circuitkit.engine.dense.gradients import Gradients
 
 
 class NodeEngine(Engine):
@@ -75,6 +79,11 @@ class NodeEngine(Engine):
         for chosen, rows, logits in self.passes(masks, base):
             values[chosen, rows] = self.measure(logits, rows)
         return values
+
+    def gradients(self) -> Gradients:
+        from circuitkit.engine.dense.gradients import Gradients  # stands beside this room, and loads nothing that a search needs
+
+        return Gradients(self.model, self.prompts, self.patcher, self.metric, self.universe)
 
     def check(self) -> None:
         from circuitkit.engine.proof.quick import quick_check  # stands on this room

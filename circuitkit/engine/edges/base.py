@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -23,6 +23,9 @@ from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.base import WHOLE, Baseline, Engine, Share
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.patchers.base import Patcher
+
+if TYPE_CHECKING:
+    from circuitkit.engine.dense.gradients import Gradients
 
 Mlps = Literal["recompute", "freeze"]
 """What MLPs between sender and receiver do while a single edge is patched: compute anew from what they read, as in the path patching of the
@@ -117,6 +120,11 @@ class EdgeEngine(Engine):
 
     def on(self, prompts: PromptSet) -> Engine:
         return self.engine.on(prompts).edges(self.circuit, **self.options)
+
+    def gradients(self) -> Gradients:
+        from circuitkit.engine.dense.gradients import Gradients  # stands beside this room, and loads nothing that a search needs
+
+        return Gradients(self.model, self.prompts, self.patcher, self.metric, self.universe, outside=self.engine.patcher)
 
     def check(self) -> None:
         from circuitkit.engine.proof.edges import check_edges  # stands on this room
