@@ -67,7 +67,9 @@ def show(finding: Finding, folder: Path) -> None:
     body = finding.body
     circuit, control, whole = body["circuit"], body["random_circuits"], whole_of(body)
     head = Table(show_header=False, box=None, pad_edge=False)
-    head.add_row("circuit", f"{circuit['label']}: {sizes(body)}")
+    head.add_row("circuit", f"{circuit['label']}: {circuit['n_heads']} heads, {circuit['n_mlps']} MLPs")
+    if "frame" in body:
+        head.add_row("edges", f"{circuit['n_edges']} of the {body['frame_edges']} in its frame of {len(body['frame'])} components")
     head.add_row("prompts", f"{body['n_prompts']} of {body['task']}, {body['clean_mean']:.3f} {body['unit']} untouched")
     head.add_row("score", f"{measuring.spoken(**body['score'])} % ({100 * body['confidence']:g} % interval)")
     head.add_row("", body["formula"])
@@ -90,15 +92,6 @@ def show(finding: Finding, folder: Path) -> None:
 def whole_of(body: Mapping[str, Any]) -> str:
     """What members are removed from, besides the circuit: the model, or for edges the frame in which they were searched."""
     return "frame" if "frame" in body else "model"
-
-
-def sizes(body: Mapping[str, Any]) -> str:
-    """How large the circuit is."""
-    circuit = body["circuit"]
-    nodes = f"{circuit['n_heads']} heads, {circuit['n_mlps']} MLPs"
-    if "frame" not in body:
-        return nodes
-    return f"{nodes}, {circuit['n_edges']} of the {body['frame_edges']} edges between the {len(body['frame'])} components of its frame"
 
 
 def _sets(entries: list[dict[str, Any]], whole: str) -> Table:

@@ -13,7 +13,8 @@ import yaml
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
-from circuitkit.storage import load
+from circuitkit.core.node import INPUT, LOGITS, Edge, Level, Node
+from circuitkit.storage import load, save
 
 SMALL = ["task.n=4", "draws=3", "resamples=50", "logger=jsonl"]
 LISTS = {
@@ -185,3 +186,80 @@ def test_stability_refuses(folder, settings, sentence):
     done = circuitkit("job=stability", "task.n=4", *settings, "dir=never", cwd=folder)
     assert done.returncode == 2
     assert last_line(done.stderr).startswith(sentence)
+
+
+# Circuits of edges
+
+FRAMES = {"wide": ["a0.h0", "a0.h1", "m0", "a1.h2", "m1"], "narrow": ["a0.h1", "m0", "m1"]}
+EDGES = {
+    "wide": ["input->a0.h1<v>", "a0.h1->m0", "m0->m1", "m0->logits", "m1->logits"],
+    "narrow": ["input->a0.h1<v>", "a0.h1->m0", "m0->logits"],
+}
+EDGE_PATCHER = "+patcher@edge_patcher=resample"
+
+
+@pytest.fixture(scope="module")
+def edge_folder(folder):
+    """The folder of above, with circuits of edges in it as a search leaves them."""
+    for name, edges in EDGES.items():
+        parsed = [Edge.parse(edge) for edge in edges]
+        ends = {end for edge in parsed for end in (edge.src, edge.dst.component_of_port)} - {INPUT, LOGITS}
+        within = tuple(map(Node.parse, FRAMES[name]))
+        save(Circuit(tuple(ends), 4, 8, "tiny_gpt2", None, Level.EDGE_QKV, {}, tuple(parsed), within), folder / f"edges_{name}.json")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_circuit_of_edges_is_evaluated_compared_crossed_and_reported(edge_folder):
+    cwd, study = edge_folder, edge_folder / "study"
+    done = circuitkit("job=evaluate", "circuit=edges_wide.json", *SMALL, EDGE_PATCHER, "dir=study/evaluation", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    found = load(Finding, study / "evaluation/evaluation.json")
+    body, settings = found.body, found.provenance["settings"]
+    assert list(body["removed_from_circuit"]) == EDGES["wide"] == settings["question"]["circuit"]["edges"]
+    assert body["frame"] == FRAMES["wide"] == settings["question"]["circuit"]["within"]
+    assert (settings["patcher"]["_target_"], settings["edge_patcher"]["_target_"]) == (
+        "circuitkit.patchers.mean.Mean", "circuitkit.patchers.resample.Resample"
+    )  # fmt: skip
+    assert "5 of the 32 in its frame of 5 components" in done.stdout and "any head" not in done.stdout
+    numbers = json.loads((study / "evaluation/metrics.jsonl").read_text().splitlines()[0])
+    assert numbers["evaluation/n_edges"] == 5 and numbers["evaluation/score"] == body["score"]["value"]
+
+    done = circuitkit("job=evaluate", "circuit=edges_wide.json", *SMALL, "dir=as_the_patcher", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    other = load(Finding, cwd / "as_the_patcher/evaluation.json")
+    assert other.provenance["settings"]["edge_patcher"] == other.provenance["settings"]["patcher"]
+    assert other.body["score"]["value"] != body["score"]["value"]
+    assert other.provenance["content_hash"] != found.provenance["content_hash"]
+
+    files = "[edges_wide.json,edges_narrow.json]"
+    done = circuitkit("job=cross_task", f"circuits={files}", "tasks=[numerals,months]", *SMALL, EDGE_PATCHER, "dir=study/cross", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    crossed = load(Finding, study / "cross/cross_task.json")
+    assert crossed.body["circuits"][:2] == ["edges_wide", "edges_narrow"] and crossed.body["members"]["edges_narrow"] == EDGES["narrow"]
+    assert crossed.body["percent"][0][1]["value"] == pytest.approx(body["score"]["value"], abs=0.01)  # the same prompts, frame and edges
+    assert "edge_patcher" in crossed.provenance["tasks"]["months"]["settings"] and "circuits of edges (level edge_qkv)" in done.stdout
+
+    done = circuitkit("job=compare", f"circuits={files}", "dir=study/compare", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    compared = load(Finding, study / "compare/compare.json").body
+    assert compared["pairs"][0]["shared"] == 3 and compared["pairs"][0]["jaccard"] == 3 / 5
+    shared = load(Circuit, study / "compare/shared.json")
+    assert shared.member_names == EDGES["narrow"] and "shared edges" in done.stdout
+    done = circuitkit("job=evaluate", "circuit=edges_wide.json", "shared=study/compare/shared.json", *SMALL, "dir=with_shared", cwd=cwd)
+    assert done.returncode == 0 and "the shared set (3)" in done.stdout, done.stderr
+
+    done = circuitkit("job=report", "run=study", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    page = (study / "report.html").read_text()
+    assert "could not be drawn" not in page + done.stderr
+    for words in ("removed edge", "5 of the ", "circuit of edges of a row", "edges in both"):
+        assert words in page, words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [["job=compare"], ["job=cross_task", "tasks=[months]", *SMALL, "dir=mixed"]], ids=["compare", "cross_task"])
+def test_circuits_of_edges_and_of_nodes_are_not_mixed(edge_folder, job):
+    done = circuitkit(*job, "circuits=[mine.json,edges_wide.json]", cwd=edge_folder)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "A circuit of level node and one of level edge_qkv cannot be combined" in last_line(done.stderr)

@@ -237,7 +237,7 @@ def test_an_evaluation_of_edges_is_shown(by_hand, tmp_path, capsys):
     _, (found, *_) = findings(by_hand)
     evaluate_job.show(found, tmp_path)
     text = capsys.readouterr().out
-    assert "any head" not in text and "frame without it" in text and "5 of the" in text
+    assert "any head" not in text and "frame without it" in text and f"5 of the {found.body['frame_edges']} in its frame of 5 components" in text
     assert evaluate_job.numbers(found.body)["evaluation/n_edges"] == 5
     assert "evaluation/random_head_mean_drop" not in evaluate_job.numbers(found.body)
 
