@@ -59,8 +59,8 @@ class Gradients:
         patcher.check(prompts)
         if prompts.n_scored > 1:
             raise MeasurementError(
-                f"Gradients are taken of answers of one token, and these prompts have answers of up to {prompts.n_scored} tokens. Score masks "
-                "with the packed engine, or give answers of one token."
+                f"Gradients are taken of answers of one token, and these prompts have answers of up to {prompts.n_scored} tokens. Score "
+                "masks with the packed engine, or give answers of one token."
             )
         if not metric.differentiable:
             raise MeasurementError(
