@@ -18,6 +18,7 @@ from circuitkit.core.errors import ConfigError, MeasurementError, PromptError
 from circuitkit.core.prompts import Prompt, PromptSet
 from circuitkit.core.token_sets import TokenSets
 from circuitkit.engine.cost import DryEngine
+from circuitkit.engine.dense.gradients import Gradients
 from circuitkit.engine.filtering import Solves
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
@@ -149,6 +150,12 @@ def test_metrics_that_read_one_token_refuse(metric):
             MeasurementError, match=r"reads one token, and these prompts have answers of up to 2 tokens. Use metric=log_prob"
         ):
             engine(shared_model("gpt2"), prompts, Zero(), metric())
+
+
+def test_gradients_are_of_one_token():
+    model = shared_model("gpt2")
+    with pytest.raises(MeasurementError, match="Gradients are taken of answers of one token, and these prompts have answers of up to 2"):
+        Gradients(model, forced(rows_of([3, 3], [2, 2]), [0, 0]), Zero(), LogProb(), model.universe)
 
 
 TOKENIZER = wrap(["<s>", *"abcdefg"], pre_tokenizers.Whitespace())
