@@ -30,8 +30,8 @@ def run(config: DictConfig) -> None:
     with measuring.recording(config) as group:
         model = load(config)
         circuit, shared = measuring.on_model(found, model), None if also is None else measuring.on_model(also, model)
-        engine = parts.over(parts.on(model, task), circuit)
         circuits = {"circuit": circuit} | ({"shared": shared} if shared is not None else {})
+        engine = parts.over(parts.on(model, task, circuits.values()), circuit)
         question = {name: measuring.asked(each) for name, each in circuits.items()} | settings
         with measuring.scorer(engine) as scorer:
             if scorer is None:
@@ -67,7 +67,7 @@ def show(finding: Finding, folder: Path) -> None:
     body = finding.body
     circuit, control, whole = body["circuit"], body["random_circuits"], whole_of(body)
     head = Table(show_header=False, box=None, pad_edge=False)
-    head.add_row("circuit", f"{circuit['label']}: {sizes(body)}")
+    head.add_row("circuit", f"{circuit['label']}: {circuit.get('size') or sizes(body)}")
     head.add_row("prompts", f"{body['n_prompts']} of {body['task']}, {body['clean_mean']:.3f} {body['unit']} untouched")
     head.add_row("score", f"{measuring.spoken(**body['score'])} % ({100 * body['confidence']:g} % interval)")
     head.add_row("", body["formula"])
