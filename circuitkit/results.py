@@ -16,6 +16,7 @@ import circuitkit
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe, identity
 from circuitkit.core.findings import Finding
+from circuitkit.core.node import Level
 from circuitkit.core.part import unchanged
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
@@ -84,6 +85,8 @@ def run_info(name: str, engine: Engine, parts: Mapping[str, Any], settings: Mapp
         "code": dict(exact.code),
         "files": dict(exact.files),
     }
+    if engine.universe.level not in (Level.NODE, Level.EDGE, Level.EDGE_QKV):
+        provenance["universe"] = engine.universe.digest()  # a circuit of other units means nothing without those that it was found among
     digest = _digest(provenance | {"settings": exact.settings, "files": None}, secret=redacted(exact.settings) != exact.settings)
     provenance |= {"task": parts["task"].name, "content_hash": digest}
     return RunInfo(name, settings if settings is not None else described, provenance, digest, len(engine.prompts), len(engine.universe))

@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
-from circuitkit.core.node import Kind, Unit
+from circuitkit.core.node import Kind, Level, Unit
 from circuitkit.core.universe import Universe
 from circuitkit.engine.base import Engine
 from circuitkit.evaluation.controls import random_sets
@@ -91,8 +91,8 @@ def evaluate(
     found |= {("control", each.label): torch.stack([found["control", each.label, draw] for draw in range(draws)]).mean(0) for each in sets}
     scores = scored(engine, found, resamples=resamples, confidence=confidence, seed=seed)
     body = {
-        "circuit": {"label": label, "nodes": list(circuit.names), "size": circuit.summary}
-        | {"n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)}
+        "circuit": {"label": label, "nodes": list(circuit.names), "n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)}
+        | ({} if circuit.level.of_edges or circuit.level is Level.NODE else {"size": circuit.summary})
         | ({"level": circuit.level.value, "edges": circuit.member_names, "n_edges": len(circuit.edges)} if circuit.level.of_edges else {}),
         **({"frame": [str(node) for node in circuit.within], "frame_edges": len(universe)} if circuit.level.of_edges else {}),
         "task": task,

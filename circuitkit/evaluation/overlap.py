@@ -13,6 +13,7 @@ from typing import Any
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.findings import Finding
+from circuitkit.core.node import Kind, Level
 from circuitkit.core.universe import EdgeUniverse
 
 
@@ -43,7 +44,8 @@ def p_value(a: Circuit, b: Circuit) -> float | None:
     """Probability that two random circuits of the sizes of these share at least as many members as they do; exact.
 
     Of circuits of nodes as many heads and as many MLPs are drawn, apart and without replacement, so each count is hypergeometric and their
-    sum a convolution. None for circuits whose members cover only some positions, because what they are drawn from is not known.
+    sum a convolution; whole attentions count as heads do. None for circuits whose members cover only some positions, or are neurons or
+    features, because what they are drawn from is not known.
 
     Of circuits of edges as many edges are drawn without replacement, so their count is hypergeometric. They are drawn from the edges
     between all components between which either of the two was searched (the union of their frames) and not from those of the whole
@@ -52,10 +54,12 @@ def p_value(a: Circuit, b: Circuit) -> float | None:
     if a.level.of_edges:
         by_edges = _shared_counts(_n_edges(a | b), len(a.edges), len(b.edges))
         return float(Fraction(sum(by_edges[len((a & b).edges) :]), sum(by_edges)))
-    if any(node.span is not None for node in (*a.nodes, *b.nodes)):
+    nodes = (*a.nodes, *b.nodes)
+    if any(node.span is not None or node.kind not in (Kind.HEAD, Kind.ATTENTION, Kind.MLP) for node in nodes):
         return None
     n_shared = len(a & b)
-    by_heads = _shared_counts(a.n_layers * a.n_heads, len(a.heads), len(b.heads))
+    heads = a.n_layers if a.level is Level.ATTENTION else a.n_layers * a.n_heads
+    by_heads = _shared_counts(heads, len(a) - len(a.mlps), len(b) - len(b.mlps))
     by_mlps = _shared_counts(a.n_layers, len(a.mlps), len(b.mlps))
     ways = sum(x * y for i, x in enumerate(by_heads) for j, y in enumerate(by_mlps) if i + j >= n_shared)
     return float(Fraction(ways, sum(by_heads) * sum(by_mlps)))

@@ -37,7 +37,8 @@ def run(config: DictConfig) -> None:
         circuits, others = ({label: measuring.on_model(each, model) for label, each in files.items()} for files in (found, controls))
         question = {"circuits": _members(circuits), "controls": _members(others), **settings}
         measured: dict[str, Any] = {}
-        scorers = _scorers(model, tasks, parts, frames([*circuits.values(), *others.values()]), question, measured)
+        every = [*circuits.values(), *others.values()]
+        scorers = _scorers(model, tasks, parts, every, question, measured)
         if not processes().is_first:
             for _ in scorers:
                 pass
@@ -85,14 +86,14 @@ def _scorers(
     model: HookedModel,
     tasks: Mapping[str, Task],
     parts: measuring.Parts,
-    needed: Sequence[Circuit],
+    circuits: Sequence[Circuit],
     question: Mapping[str, Any],
     measured: dict[str, Any],
 ) -> Iterator[tuple[str, Engine]]:
     """The engines of each task when they are asked for, so that one at a time takes memory. Notes where each comes from in ``measured``."""
     for name, task in tasks.items():
-        nodes = parts.on(model, task)
-        for circuit in needed:
+        nodes = parts.on(model, task, circuits)
+        for circuit in frames(circuits):
             with measuring.scorer(parts.over(nodes, circuit)) as scorer:
                 if scorer is not None:
                     measured.setdefault(name, parts.provenance(scorer, task, question))

@@ -30,8 +30,8 @@ def run(config: DictConfig) -> None:
     with measuring.recording(config) as group:
         model = load(config)
         circuit, shared = measuring.on_model(found, model), None if also is None else measuring.on_model(also, model)
-        engine = parts.over(parts.on(model, task), circuit)
         circuits = {"circuit": circuit} | ({"shared": shared} if shared is not None else {})
+        engine = parts.over(parts.on(model, task, circuits.values()), circuit)
         question = {name: measuring.asked(each) for name, each in circuits.items()} | settings
         with measuring.scorer(engine) as scorer:
             if scorer is None:
@@ -67,7 +67,7 @@ def show(finding: Finding, folder: Path) -> None:
     body = finding.body
     circuit, control, whole = body["circuit"], body["random_circuits"], whole_of(body)
     head = Table(show_header=False, box=None, pad_edge=False)
-    head.add_row("circuit", f"{circuit['label']}: {circuit['n_heads']} heads, {circuit['n_mlps']} MLPs")
+    head.add_row("circuit", f"{circuit['label']}: {circuit.get('size') or sizes(body)}")
     if "frame" in body:
         head.add_row("edges", f"{circuit['n_edges']} of the {body['frame_edges']} in its frame of {len(body['frame'])} components")
     head.add_row("prompts", f"{body['n_prompts']} of {body['task']}, {body['clean_mean']:.3f} {body['unit']} untouched")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitkit.config import build
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.describe import describe
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
+from circuitkit.core.node import Level
 from circuitkit.core.records import TextArtifact
 from circuitkit.engine import Engine
 from circuitkit.engine.distributed import shared
+from circuitkit.engine.units import Attentions, Neurons, Nodes, Units
 from circuitkit.evaluation import solvable_prompts
 from circuitkit.jobs.find import loggers
 from circuitkit.jobs.metrics import metric_of
@@ -31,6 +34,9 @@ from circuitkit.results import run_info
 from circuitkit.storage.literature import PublishedCircuit, fitted
 from circuitkit.tasks import Task
 
+# Levels of circuits whose members are no heads and MLPs.
+_NEED_UNITS = (Level.ATTENTION, Level.NEURON, Level.FEATURE, Level.MIXED)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -40,6 +46,7 @@ class Parts:
         patcher: What removed components are replaced by.
         metric: What that costs.
         engine: Makes the engine.
+        units: What can be in a circuit, where no circuit says it.
         least_accuracy: Share of the prompts drawn that the model must solve.
         force: Go on where it solves fewer.
         edge_patcher: By what a removed edge replaces what its sender gives, for circuits of edges; None for the patcher.
@@ -48,6 +55,7 @@ class Parts:
     patcher: Patcher
     metric: Metric
     engine: Any
+    units: Units
     least_accuracy: float
     force: bool
     edge_patcher: Patcher | None = None
@@ -57,16 +65,35 @@ class Parts:
         """Those that the configuration names."""
         patcher, metric, engine = build(config.patcher, Patcher), metric_of(config), build(config.engine, Engine)
         edge_patcher = None if config.edge_patcher is None else build(config.edge_patcher, Patcher)
-        return cls(patcher, metric, engine, config.least_accuracy, config.force, edge_patcher)
+        return cls(patcher, metric, engine, build(config.units, Units), config.least_accuracy, config.force, edge_patcher)
 
-    def on(self, model: HookedModel, task: Task) -> Engine:
-        """An engine over nodes on the task's prompts.
+    def on(self, model: HookedModel, task: Task, circuits: Collection[Circuit]) -> Engine:
+        """An engine over nodes on the task's prompts, over the units that circuits have.
 
         Raises:
             MeasurementError: The model cannot do the task.
+            ConfigError: No such units were configured, or others than a circuit was found among.
         """
+        units = self._units_of(circuits)
         prompts = solvable_prompts(task, model, least_accuracy=self.least_accuracy, force=self.force)
-        return self.engine(model, prompts, self.patcher, self.metric, model.universe)
+        engine = self.engine(model, prompts, self.patcher, self.metric, units.universe(model), units.featurizers())
+        for each in circuits:
+            _check_units(each, engine, units)
+        return engine
+
+    def _units_of(self, circuits: Iterable[Circuit]) -> Units:
+        """Those that were configured; where none were, those of the circuits' level."""
+        known = {Level.ATTENTION: Attentions(), Level.NEURON: Neurons()}
+        levels = {each.level for each in circuits}
+        if self.units != Nodes() or not levels & set(_NEED_UNITS):
+            return self.units
+        level = min(levels & set(_NEED_UNITS))
+        if level in known:
+            return known[level]
+        raise ConfigError(
+            f"A circuit of level {level} is scored over units that its file does not have. Name them as in the search that found it, such "
+            "as units=features units.dictionaries=[saes/layer_8]."
+        )
 
     def over(self, nodes: Engine, circuit: Circuit) -> Engine:
         """The engine over what a circuit has: for one of edges one over the edges of its frame, made from that over nodes.
@@ -90,6 +117,19 @@ class Parts:
         if engine.universe.level.of_edges:
             parts["edge_patcher"] = self.edge_patcher or self.patcher
         return dict(run_info("", engine, parts, None).provenance)
+
+
+def _check_units(circuit: Circuit, engine: Engine, units: Units) -> None:
+    """Refuses to score a circuit over other units than it was found among, or with other dictionaries."""
+    found = circuit.provenance.get("universe")
+    featurizers = circuit.provenance.get("settings", {}).get("engine", {}).get("featurizers")
+    here = describe(engine).get("featurizers")
+    if found is not None and (found != engine.universe.digest() or featurizers != here):
+        raise ConfigError(
+            f"A circuit of level {circuit.level} was found among other units than units={type(units).__name__.lower()} are here, so its "
+            "score would be another. Name them as in the search that found it, such as units=neurons units.layers=[3]; its file has them "
+            "under provenance, settings, method, units."
+        )
 
 
 def sampling(config: DictConfig, *, least_draws: int) -> dict[str, Any]:

@@ -103,9 +103,9 @@ def _check_effect(engine: NodeEngine, expected: Logits, clean: Logits) -> None:
             f"Replacing every component with {patcher} changed nothing: it gives back what the components compute anyway. Expected other "
             "values of its `patch`; no circuit can be found like this."
         )
-    for kind, logits in (("heads", expected[1]), ("MLPs", expected[2])):
-        if torch.equal(logits, clean):
-            _log.warning("Replacing all %s with %s changed nothing: a search will remove them without cost.", kind, patcher)
+    for name, kind, logits in (("heads", Kind.HEAD, expected[1]), ("MLPs", Kind.MLP, expected[2])):
+        if kind in engine.universe.kinds and torch.equal(logits, clean):
+            _log.warning("Replacing all %s with %s changed nothing: a search will remove them without cost.", name, patcher)
 
 
 def _difference(engine: NodeEngine, prompts: PromptSet, masks: Masks, expected: Logits, clean: Logits) -> float:

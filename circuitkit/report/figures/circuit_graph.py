@@ -16,6 +16,7 @@ from circuitkit.report.figures.style import BLUE, GREY, ORANGE, PORT_COLOURS, fi
 
 Places = Mapping[str, tuple[float, float]]
 
+_OTHERS = (Kind.ATTENTION, Kind.NEURON, Kind.FEATURE, Kind.ERROR)
 _STEPS = 14  # straight pieces of a curve
 _SIZE = 34  # pixels of a node
 _ACROSS = 13.0  # head widths that a figure is wide
@@ -38,6 +39,7 @@ def circuit_graph(label: str, circuit: Circuit, costs: Mapping[str, float] | Non
     traces += [
         node_trace(heads, places, "head", BLUE),
         node_trace([node for node in nodes if node.kind is Kind.MLP], places, "MLP", ORANGE),
+        node_trace([node for node in nodes if node.kind in _OTHERS], places, "attention, neuron or feature", BLUE),
         node_trace([node for node in nodes if node in (INPUT, LOGITS)], places, "", GREY),
     ]
     strength = ", the more visible the more it costs to remove it" if costs else ""
@@ -50,8 +52,7 @@ def circuit_graph(label: str, circuit: Circuit, costs: Mapping[str, float] | Non
     return Drawing(
         file_name("circuit", label),
         graph_figure([trace for trace in traces if trace is not None], places, 78 if circuit.edges else 52),
-        f"Circuit {label}: {len(circuit.heads)} heads (circles, layer.head) and {len(circuit.mlps)} MLPs (squares), layers from bottom "
-        f"to top. {paths}",
+        f"Circuit {label}: {circuit.summary}; heads are circles (layer.head), MLPs squares, layers from bottom to top. {paths}",
     )
 
 
@@ -76,7 +77,7 @@ def graph_figure(traces: Sequence[Any], places: Places, row_height: int) -> go.F
     rows: dict[float, str] = {}
     for name, (_, y) in places.items():
         node = Node.parse(name)
-        if node.kind in (Kind.HEAD, Kind.MLP):
+        if node not in (INPUT, LOGITS):
             rows[int(y) if node.kind is Kind.MLP else y] = f"layer {node.layer}"
     return figure(
         int(min(1250, 100 + row_height * (max(up) - min(up) + 1))),

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuitkit.report.blocks import Block, Drawing, Table
-from circuitkit.report.figures.maps import file_name, model_shape, node_map
+from circuitkit.report.figures.maps import are_cells, file_name, model_shape, node_map
 from circuitkit.report.figures.style import (
     BLUE,
     GREY,
@@ -36,8 +36,10 @@ def evaluation(label: str, body: Mapping[str, Any]) -> list[Block]:
         blocks.append(against_random(label, body))
     if body.get("removed_from_circuit"):
         blocks.append(removed_from_circuit(label, body))
-    if body.get("removed_from_model"):
-        blocks += removed_from_frame(body) if "frame" in body else removed_from_model(label, body)
+    if "frame" in body and body.get("removed_from_model"):
+        blocks += removed_from_frame(body)
+    elif are_cells(body.get("removed_from_model") or ()):
+        blocks += removed_from_model(label, body)
     if body.get("sets_removed_from_model"):
         blocks.append(sets_removed(body))
     if body.get("prompts"):
@@ -49,7 +51,7 @@ def summary(body: Mapping[str, Any]) -> Table:
     """The main numbers."""
     circuit, unit = body["circuit"], str(body["unit"])
     rows = (
-        ("circuit", f"{circuit['label']}: {circuit['n_heads']} heads, {circuit['n_mlps']} MLPs{_edges(body)}"),
+        ("circuit", f"{circuit['label']}: {circuit.get('size') or _size(circuit)}{_edges(body)}"),
         ("model, task, metric", f"{body['model']}, {body['task']}, {body['metric']}"),
         ("score of the circuit alone", shown_interval(body["score"])),
         ("how it is normalised", str(body.get("formula", "not said"))),
@@ -199,3 +201,7 @@ def prompts(label: str, body: Mapping[str, Any]) -> Drawing:
         f"Each dot is one of {len(body['prompts'])} prompts: its metric in {unit} with the untouched model (across) and with the circuit "
         "alone (up); on the dotted line the circuit does just what the model does.",
     )
+
+
+def _size(circuit: Mapping[str, Any]) -> str:
+    return f"{circuit['n_heads']} heads, {circuit['n_mlps']} MLPs"

@@ -11,24 +11,24 @@ _IN_A_ROW = 12  # heads; a layer with more takes several rows
 
 
 def layered(nodes: Iterable[Node]) -> dict[str, tuple[float, float]]:
-    """Where each node stands: layers from bottom to top, heads side by side, MLPs in a column to their right.
+    """Where each node stands: layers from bottom to top, heads (or neurons, features) side by side, MLPs in a column to their right.
 
     Layers without a node take no space. The unit is the width of a head.
 
     Args:
-        nodes: Heads and MLPs in any order; the input and the logits, where they are among them, stand below and above the others.
+        nodes: Members in any order; the input and the logits, where they are among them, stand below and above the others.
 
     Returns:
         Name to (x, y).
     """
     nodes = set(nodes)
-    inner = sorted((node for node in nodes if node.kind in (Kind.HEAD, Kind.MLP)), key=_order)
+    inner = sorted((node for node in nodes if node not in (INPUT, LOGITS)), key=_order)
     found: dict[str, tuple[float, float]] = {}
     widest = 1
     row = 0.0
     for _, layer in groupby(inner, key=lambda node: node.layer):
         members = list(layer)
-        heads = [node for node in members if node.kind is Kind.HEAD]
+        heads = [node for node in members if node.kind is not Kind.MLP]
         mlps = [node for node in members if node.kind is Kind.MLP]
         rows = [heads[start : start + _IN_A_ROW] for start in range(0, len(heads), _IN_A_ROW)] or [[]]
         for place, some in enumerate(rows):
@@ -50,4 +50,4 @@ def layered(nodes: Iterable[Node]) -> dict[str, tuple[float, float]]:
 
 
 def _order(node: Node) -> tuple[int, bool, int, str]:
-    return (node.layer, node.kind is Kind.MLP, node.head or 0, node.span or "")
+    return (node.layer, node.kind is Kind.MLP, node.head or node.index or 0, node.span or "")

@@ -107,7 +107,13 @@ def knockout(label: str, scores: Scores, marked: Iterable[str] = ()) -> list[Dra
 
 def is_map(scores: Scores) -> bool:
     """Whether the numbers belong to nodes, and not to drawn circuits."""
-    return bool(scores.values) and all(re.match(r"(a\d+\.h\d+|m\d+)(@|\Z)", name) for name in scores.values)
+    return are_cells(scores.values)
+
+
+def are_cells(names: Iterable[str]) -> bool:
+    """Whether these are names of heads and MLPs, which have a place in a map; at least one."""
+    names = list(names)
+    return bool(names) and all(re.match(r"(a\d+\.h\d+|m\d+)(@|\Z)", name) for name in names)
 
 
 def file_name(*parts: str) -> str:
