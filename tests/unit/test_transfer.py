@@ -32,7 +32,7 @@ def encoded(questions):
     return questions.encoded(model().tokenizer)
 
 
-SETS = {"early": circuit("a0.h0", "a0.h1", "a0.h2", "a0.h3", "m1"), "one": circuit("a3.h7")}
+SETS = {"early": circuit("a0.h0", "a0.h1", "a1.h1", "a1.h3", "m1"), "one": circuit("a3.h7")}
 
 
 def right_by_hand(asked, removed):
@@ -82,7 +82,7 @@ def test_only_heads_unless_mlps_are_asked_for():
     asked = [encoded(Intervals(step=2, start=2, n=6))]
     heads, whole = (transfer(model(), asked, SETS, Zero(), mlps=mlps, draws=3).body["sets"][:2] for mlps in (False, True))
     assert [(entry["n_heads"], entry["n_mlps"]) for entry in (*heads, *whole)] == [(4, 0), (4, 0), (4, 1), (4, 1)]
-    assert heads[0]["nodes"] == ["a0.h0", "a0.h1", "a0.h2", "a0.h3"] and "m1" in whole[0]["nodes"]
+    assert heads[0]["nodes"] == ["a0.h0", "a0.h1", "a1.h1", "a1.h3"] and "m1" in whole[0]["nodes"]
     for entry in (heads[1], whole[1]):
         assert entry["control"] and entry["draws"] == len(entry["drawn"]) == 3
         assert all(not set(names) & set(SETS["early"].names) for names in entry["drawn"]), "from outside of the set"
