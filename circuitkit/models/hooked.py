@@ -1,7 +1,8 @@
 """HookedModel: a transformers model whose components can be read, replaced and skipped while it runs.
 
 Everything goes through nnsight; within ``bare.unwrapped`` the model runs without it. In one pass the sites of a layer must be touched in
-the order in which the model computes them: ``resid``, attention (``skip_projections``, ``z``, ``attention_out``; or ``skip_attention``),
+the order in which the model computes them: ``resid``, attention (``projections_in``, ``skip_projections``, ``z``, ``skip_out_proj``,
+``attention_out``; or ``skip_attention``),
 MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_act``, ``mlp_out``; or ``skip_mlp``), ``out``.
 """
 
@@ -66,6 +67,11 @@ class Layer:
     @z.setter
     def z(self, value: Heads) -> None:
         self._out_proj.input = value.flatten(-2)
+
+    @property
+    def projections_in(self) -> Resid:
+        """What the projections to queries, keys and values read."""
+        return self._projections[0].input
 
     @property
     def attention_out(self) -> Resid:
@@ -136,6 +142,10 @@ class Layer:
         values = [_fuse(projections, self._architecture.fused_by_head)] if fused else projections
         for envoy, value in zip(self._projections, values, strict=True):
             envoy.skip(value.flatten(2))
+
+    def skip_out_proj(self, out: Resid) -> None:
+        """Does not compute the output projection; ``out`` is what it would give."""
+        self._out_proj.skip(out)
 
     def skip_attention(self, out: Resid) -> None:
         """Does not compute the attention; ``out`` is added to the residual stream instead."""

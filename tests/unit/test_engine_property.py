@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from models_for_tests import (
 
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.universe import Universe
+from circuitkit.models import slices
 from circuitkit.patchers import Mean, Needs, Zero
 
 TOLERANCE = 1e-5
@@ -48,12 +50,16 @@ class Case:
     seed: int
     same: int
     alike: bool
+    sliced: bool = True
 
     def engines(self):
         model = shared_model(self.family, self.n_layers, self.n_heads)
         prompts = tiny_prompts(self.n_prompts, self.n_pos, self.n_groups, self.seed, same=min(self.same, self.n_pos - 1), alike=self.alike)
         graph = Universe.of_nodes(self.n_layers, self.n_heads, self.spans)
-        fast, naive = engines(model, prompts, PATCHERS[self.patcher], graph, max_rows=self.max_rows)
+        # These models are too narrow for it to be worthwhile.
+        with mock.patch.object(slices, "WORTH_FROM", 0 if self.sliced else slices.WORTH_FROM):
+            fast, naive = engines(model, prompts, PATCHERS[self.patcher], graph, max_rows=self.max_rows)
+        assert (fast._sliced is not None) == (self.sliced and not fast.patcher.reads_activation)
         fast._clean_lane.trunk.stride = self.stride
         return fast, naive
 
@@ -73,6 +79,7 @@ cases = st.builds(
     seed=st.integers(0, 1000),
     same=st.sampled_from([0, 0, 2, 3, 5]),
     alike=st.booleans(),
+    sliced=st.sampled_from([True, True, False]),
 )
 
 

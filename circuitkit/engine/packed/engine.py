@@ -27,9 +27,11 @@ from circuitkit.engine.packed.lane import Lane, ReplacementsFor, Work
 from circuitkit.engine.packed.layout import Layout
 from circuitkit.engine.packed.memory import RowBudget, within_memory
 from circuitkit.engine.packed.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
+from circuitkit.engine.packed.sliced import SlicedAttention
 from circuitkit.metrics.base import Metric
 from circuitkit.models.allocator import keep_freed_memory
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.slices import HeadSlices
 from circuitkit.patchers.base import Patcher
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ class PackedEngine(NodeEngine):
         self.budget = RowBudget(self.model, self.prompts.n_pos, max_rows)
         self._layout = Layout(self.universe, self.prompts)
         self._skip = not self.patcher.reads_activation
+        slices = self._skip and HeadSlices.worthwhile(self.model) and HeadSlices.possible(self.model)
+        self._sliced = SlicedAttention(self.model) if slices else None
         self._clean_lane = self._lane()
         if not self._skip:
             _log.info("%s reads the activation that it replaces, so no module is skipped.", type(self.patcher).__name__)
@@ -117,7 +121,8 @@ class PackedEngine(NodeEngine):
     def _lane(self, *, corrupt: bool = False) -> Lane:
         prefix = unchanged_prefix(self.prompts, self.patcher)
         prefix = prefix if prefix * _PREFIX_WORTH >= self.prompts.n_pos else 0
-        return Lane(self.model, self._layout, self.prompts, self.budget, self.work, skip=self._skip, corrupt=corrupt, prefix=prefix)
+        held = self.model, self._layout, self.prompts, self.budget, self.work
+        return Lane(*held, skip=self._skip, corrupt=corrupt, prefix=prefix, sliced=self._sliced)
 
     @cached_property
     def _replacements_for(self) -> ReplacementsFor:

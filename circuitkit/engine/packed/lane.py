@@ -18,6 +18,7 @@ from circuitkit.engine.packed.memory import RowBudget, within_memory
 from circuitkit.engine.packed.packed_pass import PackedPass, SeeMlp
 from circuitkit.engine.packed.packing import Pack, pack
 from circuitkit.engine.packed.replacements import Replacements
+from circuitkit.engine.packed.sliced import SlicedAttention, live_heads
 from circuitkit.engine.packed.trunk import Trunk, Watch
 from circuitkit.models.cache import keys_values, new_cache, prefix_cache, sliding_window
 from circuitkit.models.hooked import HookedModel
@@ -68,6 +69,7 @@ class Lane:
         skip: Whether replaced modules may be left uncomputed.
         corrupt: Whether to run the corrupt prompts.
         prefix: First position at which a replacement changes anything.
+        sliced: Computes only the heads that are in; None to compute all heads of a layer that has one in.
 
     Attributes:
         trunk: The states.
@@ -85,6 +87,7 @@ class Lane:
         skip: bool,
         corrupt: bool = False,
         prefix: int = 0,
+        sliced: SlicedAttention | None = None,
     ) -> None:
         ids = prompts.corrupt if corrupt else prompts.clean
         self.trunk = Trunk(model, layout, *ids.shape)
@@ -99,7 +102,9 @@ class Lane:
         self._prefix = prefix
         window = sliding_window(model)
         # The causal cone: positions before the first edit are not computed again, only attended to.
+        # Its keys and values are those of all heads, whichever masks come later.
         self.cone = skip and not corrupt and (prefix > 0 or bool(layout.universe.spans)) and (window is None or window > ids.shape[1])
+        self._sliced = None if self.cone else sliced
 
     def run(
         self,
@@ -170,9 +175,8 @@ class Lane:
             cache = new_cache(self._model) if self.cone else None
             visit = self._visit(mask[None], rows, entry, replacements_for(mask[None], mask), watch=watch, narrow=to_logits)
             out = self._forward(visit, rows, 1, entry=entry, stop=None if to_logits else until, cache=cache)
-            z = self.trunk.z(entry, rows)
-            if z is not None and entry in watch.layers:
-                watch.z[entry] = z
+            if entry in watch.layers and entry not in watch.z:
+                self.trunk.carry(entry, rows, watch)
             if cache is not None:
                 watch.kv.update(keys_values(cache))
             return watch, out
@@ -200,15 +204,18 @@ class Lane:
         see_mlp: SeeMlp | None = None,
         cut: int = 0,
     ) -> PackedPass:
-        z = self.trunk.z(entry, rows)
+        edits = Edits(self._layout, masks, rows, cut)
+        z = self.trunk.z(entry, rows, live_heads(edits.heads(entry)))
         return PackedPass(
             self._model,
-            Edits(self._layout, masks, rows, cut),
+            edits,
             replacements,
             rows,
             skip=self._skip,
             entry=entry,
             entry_z=None if z is None else z[:, cut:],
+            entry_out=lambda: self.trunk.out(entry, rows),
+            sliced=self._sliced,
             narrow=narrow and self._prompts.n_scored == 1,  # one position is added to the stream of all of them by broadcasting
             watch=watch,
             see_mlp=see_mlp,

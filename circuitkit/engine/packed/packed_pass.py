@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.node import Site
@@ -13,6 +13,7 @@ from circuitkit.engine.featurizing import Place
 from circuitkit.engine.packed.coordinates import Seen
 from circuitkit.engine.packed.layout import Edits
 from circuitkit.engine.packed.replacements import Replacements
+from circuitkit.engine.packed.sliced import SlicedAttention, live_heads
 from circuitkit.engine.packed.trunk import Watch
 from circuitkit.models.hooked import HookedModel, Layer
 
@@ -31,6 +32,8 @@ class PackedPass:
         skip: Whether modules that every row replaces may be left uncomputed (the patcher does not read the activation).
         entry: First layer of the pass.
         entry_z: Outputs of its heads where they are known, so that its attention need not be computed.
+        entry_out: Gives what they add to the residual stream together, bias included.
+        sliced: Computes only the heads that some row keeps; None to compute all heads of a layer in which one is kept.
         narrow: Whether the last layer may be computed for the last position only, which is all that the logits there depend on.
         watch: Keeps states on the way.
         see_mlp: Told of the output of every MLP that is computed, before any replacement.
@@ -48,6 +51,8 @@ class PackedPass:
         skip: bool,
         entry: int = 0,
         entry_z: Float[Tensor, "prompt pos head d_head"] | None = None,
+        entry_out: Callable[[], Float[Tensor, "prompt pos d_model"]] | None = None,
+        sliced: SlicedAttention | None = None,
         narrow: bool = True,
         watch: Watch | None = None,
         see_mlp: SeeMlp | None = None,
@@ -58,6 +63,7 @@ class PackedPass:
         self._replacements = replacements
         self._rows = rows
         self._skip = skip
+        self._sliced = sliced if skip else None
         self._entry = entry
         self._narrow_layer = model.n_layers - 1 if narrow and skip else -1
         self._watch = watch
@@ -70,7 +76,7 @@ class PackedPass:
             for index in range(entry, model.n_layers)
             if skip and not edits.heads(index).any()
         }
-        self._entry_out = None if entry_z is None or entry in self._dead_out else self._attention_from(entry_z)
+        self._entry_out = None if entry_z is None or entry in self._dead_out else self._attention_from(entry_z, entry_out)
 
     def __call__(self, layer: Layer) -> None:
         if self._watch is not None:
@@ -97,10 +103,29 @@ class PackedPass:
         watched = self._watch is not None and index in self._watch.layers
         if keep.all() and not watched and index != self._narrow_layer:
             return
+        live = live_heads(keep) if self._sliced is not None else torch.ones(keep.shape[-1], dtype=torch.bool)
+        last = index == self._narrow_layer and not watched
+        if self._sliced is not None and (last or not live.all()):
+            self._sliced.project(layer, live, last=last)
         z = layer.z
         if self._watch is not None:
-            self._watch.see_z(index, z)
+            self._watch.see_z(index, z, live)
+        if self._sliced is not None and not live.all():
+            layer.skip_out_proj(self._sliced_out(index, keep, live, z))
+            return
         layer.z = self._narrowed(index, z if keep.all() else self._edited(index, keep, z))
+
+    def _sliced_out(
+        self, index: int, keep: Tensor, live: Bool[Tensor, "head"], z: Float[Tensor, "row pos head d_head"]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """What an attention adds whose heads are only those that are live, and a constant."""
+        assert self._sliced is not None
+        z, keep = z[..., live, :], keep[..., live]
+        z = self._narrowed(index, z if keep.all() else self._edited(index, keep, z, live))
+        constant = self._replacements.dealt(self._sliced.constant(index, live, self._replacements), self._rows)
+        constant = self._narrowed(index, constant[:, self._cut :])
+        out = self._sliced.out(index, live, z).unflatten(0, (-1, self._n_prompts))
+        return (out + constant).flatten(0, 1)
 
     def _mlp(self, layer: Layer) -> None:
         index = layer.index
@@ -142,19 +167,35 @@ class PackedPass:
         removed = removed.last() if place[1] == self._narrow_layer else removed
         return self._replacements.coordinates.edited(place, see(), removed, self._rows)
 
-    def _attention_from(self, z: Float[Tensor, "prompt pos head d_head"]) -> Float[Tensor, "row pos d_model"]:
-        """The entry layer's attention output, from its heads' known outputs."""
+    def _attention_from(
+        self, z: Float[Tensor, "prompt pos head d_head"], whole: Callable[[], Float[Tensor, "prompt pos d_model"]] | None
+    ) -> Float[Tensor, "row pos d_model"]:
+        """The entry layer's attention output, from its heads' known outputs: of those that are in, or as a change, whichever is less."""
         index, n_masks = self._entry, self._edits.n_masks
         keep = self._edits.heads(index)
         if n_masks > 1 and (keep == keep[:1]).all():
             keep = keep[:1]
-        if not keep.all():
-            z = self._edited(index, keep, z.repeat(len(keep), 1, 1, 1))
-        return self._rows_of(self._model.project(index, self._narrowed(index, z)))
+        live, changed = live_heads(keep), live_heads(~keep)
+        if self._sliced is None or index == self._narrow_layer or min(live.sum(), changed.sum()) + 1 >= len(live):
+            if not keep.all():
+                z = self._edited(index, keep, z.repeat(len(keep), 1, 1, 1))
+            return self._rows_of(self._model.project(index, self._narrowed(index, z)))
+        if whole is None or live.sum() < changed.sum():
+            return self._rows_of(self._sliced_out(index, keep, live, z.repeat(len(keep), 1, 1, 1)))
+        out = whole()
+        if changed.any():
+            z, keep = z[..., changed, :], keep[..., changed]
+            change = self._edited(index, keep, z.repeat(len(keep), 1, 1, 1), changed).unflatten(0, (-1, len(z))) - z
+            out = self._sliced.out(index, changed, change.flatten(0, 1)).unflatten(0, (-1, len(z))) + out
+        return self._rows_of(out.flatten(0, -3))
 
-    def _edited(self, index: int, keep: Tensor, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "row pos head d_head"]:
+    def _edited(
+        self, index: int, keep: Tensor, z: Float[Tensor, "row pos some d_head"], some: Bool[Tensor, "head"] | None = None
+    ) -> Float[Tensor, "row pos some d_head"]:
+        """Heads' outputs with those replaced that are not kept: of all heads, or of some."""
         z = z.unflatten(0, (len(keep), self._n_prompts))
         values = self._replacements.heads(index, z, self._rows)[..., self._cut :, :, :].to(z.device)
+        values = values if some is None else values[..., some.to(values.device), :]
         return torch.where(keep.unsqueeze(-1).to(z.device), z, values).flatten(0, 1)
 
     def _narrowed(self, index: int, act: Float[Tensor, "row pos *rest"]) -> Float[Tensor, "row some *rest"]:

@@ -203,6 +203,15 @@ class Replacements:
             self._outs[layer] = self._model.project(layer, self._heads[layer])
         return self._pick(self._outs[layer], rows)
 
+    def heads_table(self, layer: int) -> Float[Tensor, "entry pos head d_head"]:
+        """The values for the heads of a layer, before they are dealt out to prompts."""
+        self.heads(layer, None, slice(0, 1))
+        return self._heads[layer]
+
+    def dealt(self, table: Float[Tensor, "entry *rest"], rows: slice) -> Float[Tensor, "prompt *rest"]:
+        """The entry of a table that belongs to each prompt; a single entry stays one."""
+        return self._pick(table, rows)
+
     def mlp_table(self, layer: int) -> Float[Tensor, "entry pos d_model"]:
         """The values for the MLP of a layer, before they are dealt out to prompts."""
         self.mlp(layer, None, slice(0, 1))

@@ -23,27 +23,29 @@ class Watch:
         resid: What entered them.
         z: Outputs of their heads before any replacement; missing where the attention was not computed.
         kv: Keys and values of every attention that was computed, if they were asked for.
+        known: Of which heads the outputs mean something.
     """
 
     layers: frozenset[int]
     resid: dict[int, Tensor]
     z: dict[int, Tensor]
     kv: dict[int, KeysValues]
+    known: dict[int, Bool[Tensor, "head"]]
 
     @classmethod
     def of(cls, layers: range, stride: int) -> Watch:
         """Keeps every ``stride``-th layer of a range."""
-        return cls(frozenset(layer for layer in layers if layer % stride == 0), {}, {}, {})
+        return cls(frozenset(layer for layer in layers if layer % stride == 0), {}, {}, {}, {})
 
     def see(self, layer: Layer) -> None:
         """To be called before the attention of a layer runs."""
         if layer.index in self.layers:
             self.resid[layer.index] = layer.resid
 
-    def see_z(self, layer: int, z: Tensor) -> None:
-        """To be called with the heads' outputs as computed."""
+    def see_z(self, layer: int, z: Tensor, known: Bool[Tensor, "head"]) -> None:
+        """To be called with the heads' outputs as computed, and of which heads they mean something."""
         if layer in self.layers:
-            self.z[layer] = z
+            self.z[layer], self.known[layer] = z, known
 
 
 class Trunk:
@@ -64,6 +66,9 @@ class Trunk:
         self.depth = -1
         self._resid: dict[int, Float[Tensor, "prompt pos d_model"]] = {}
         self._z: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}
+        self._known: dict[int, Bool[Tensor, "head"]] = {}
+        self._outs: dict[tuple[int, int, int], Float[Tensor, "prompt pos d_model"]] = {}
+        self._model = model
         self._n_layers = model.n_layers
         self.kv: dict[int, KeysValues] = {}
         a_layer = n_prompts * n_pos * (model.d_model + model.n_heads * model.d_head) * model.dtype.itemsize
@@ -89,10 +94,26 @@ class Trunk:
         held = self._resid.get(layer)
         return None if held is None else held[rows]
 
-    def z(self, layer: int, rows: slice) -> Tensor | None:
-        """The outputs of the layer's heads before replacement, likewise."""
+    def z(self, layer: int, rows: slice, live: Bool[Tensor, "head"]) -> Tensor | None:
+        """The outputs of the layer's heads before replacement, likewise; None too where one of ``live`` was not computed.
+
+        Those of other heads may mean nothing.
+        """
         held = self._z.get(layer)
-        return None if held is None else held[rows]
+        return None if held is None or (live & ~self._known[layer]).any() else held[rows]
+
+    def carry(self, layer: int, rows: slice, watch: Watch) -> None:
+        """Keeps what is held of the layer's heads where a run that starts there did not compute them anew."""
+        if layer in self._z:
+            watch.z[layer], watch.known[layer] = self._z[layer][rows], self._known[layer]
+
+    def out(self, layer: int, rows: slice) -> Float[Tensor, "prompt pos d_model"]:
+        """The output projection of these. Held for the layer asked for last."""
+        key = (layer, rows.start, rows.stop)
+        if key not in self._outs:
+            self._outs = {other: out for other, out in self._outs.items() if other[0] == layer}
+            self._outs[key] = self._model.project(layer, self._z[layer][rows])
+        return self._outs[key]
 
     def replace(self, mask: Bool[Tensor, "node"], start: int, depth: int, watches: list[Watch]) -> None:
         """Takes over the states of a run under ``mask`` that started at layer ``start`` and reached ``depth``.
@@ -103,12 +124,14 @@ class Trunk:
             depth: Deepest layer reached.
             watches: What was seen, one for each slice of the prompts, in order.
         """
+        self._outs.clear()
         for held, part in ((self._resid, "resid"), (self._z, "z")):
             for layer in [layer for layer in held if layer > start]:
                 del held[layer]
             seen = [getattr(watch, part) for watch in watches]
             for layer in seen[0] if seen else ():
                 held[layer] = torch.cat([each[layer] for each in seen]) if len(seen) > 1 else seen[0][layer]
+        self._known.update(watches[0].known if watches else {})
         for layer in [layer for layer in self.kv if layer > start]:
             del self.kv[layer]
         for layer in watches[0].kv if watches else ():
