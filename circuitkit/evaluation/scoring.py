@@ -97,7 +97,8 @@ def member_mask(engine: Engine, circuit: Circuit, label: str) -> Bool[Tensor, "n
         CircuitError: It is empty, of another level than the masks of the engine, or of another model.
     """
     circuit.check_fits(engine.model.n_layers, engine.model.n_heads, engine.model.name)
+    mask = circuit.mask(engine.universe)
     if not circuit.members:
         least = "edge" if circuit.level.of_edges else "head or MLP"
         raise CircuitError(f"The circuit {label} is empty, so there is nothing to evaluate. Take one with at least one {least}.")
-    return circuit.mask(engine.universe)
+    return mask

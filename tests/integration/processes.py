@@ -73,8 +73,8 @@ class Sees(PackedEngine):
 
     made = []
 
-    def __init__(self, model, prompts, patcher, metric, universe=None, *, max_rows=None):
-        super().__init__(model, prompts, patcher, metric, universe, max_rows=max_rows)
+    def __init__(self, model, prompts, patcher, metric, universe=None, featurizers=None, *, max_rows=None):
+        super().__init__(model, prompts, patcher, metric, universe, featurizers, max_rows=max_rows)
         self.made.append(self)
 
 

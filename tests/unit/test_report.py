@@ -133,8 +133,9 @@ def test_the_overlap_shows_each_member_once_under_its_owners():
     drawing, table = overlap(circuits)
     shown = {text: trace.marker.color for trace in drawing.figure.data if trace.mode == "markers+text" for text in trace.hovertext}
     assert shown["a0.h1: a, b, c"] == INK and shown["m1: a, b"] == PURPLE and shown["a1.h1: c"] == GOLD and shown["m0: a"] == RED
-    assert table.rows[0] == ("all", "1", "0", "a0.h1")
-    assert ("a only", "1", "1", "m0 a1.h0") in table.rows
+    n_edges = len(WITH_EDGES.edges)  # all of them a's alone
+    assert table.rows[0] == ("all", "1", "0", "0", "a0.h1")
+    assert ("a only", "1", "1", str(n_edges), "m0 a1.h0") in table.rows
 
 
 def test_an_evaluation_is_drawn_as_it_was_measured():
