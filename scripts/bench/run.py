@@ -22,7 +22,7 @@ import torch
 
 from bench.measure import Options, heading, say, write_section
 
-TABLES = ("knockout", "search", "edges", "overhead", "packing", "positions", "gpu")
+TABLES = ("knockout", "search", "edges", "gradients", "overhead", "packing", "positions", "gpu")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

@@ -50,7 +50,7 @@ class PatchedValues:
         self._entries = entries(patcher.needs, prompts)
         self._sources: dict[Place, Tensor] = {}
         self._values: dict[Place, Tensor] = {}
-        self._collected = patcher.needs.source == "none"
+        self._collected = patcher.needs.source == "none" or not self._places
         if patcher.reads_activation:
             check_differentiable(patcher)
 
