@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from circuitkit.core.errors import ModelError
 from circuitkit.models.hooked import HookedModel
 
-
 _transposed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
