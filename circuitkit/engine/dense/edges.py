@@ -242,7 +242,7 @@ class DenseEdges(DensePass):
     def _at_streams(
         self, layer: int, grads: list[Float[Tensor, "token head d_head"]], resid: Float[Tensor, "token d_model"]
     ) -> Float[Tensor, "receiver token d_model"]:
-        """The gradient at the stream that each receiver in a layer's attention reads, port by port, from those at queries, keys and values."""
+        """The gradient at the stream that each receiver in a layer's attention reads, port by port, from those at its ports."""
         by_head = [grad.transpose(0, 1) for grad in grads]
         if len(self._heads[layer]) < self._model.n_heads:
             by_head = [grad[self._heads[layer]] for grad in by_head]

@@ -1,4 +1,4 @@
-"""What the senders of edges write into the residual stream in the place of what they would: by how much, kept in each one's own small space."""
+"""What the senders of edges write into the residual stream in the place of what they would: kept in each one's own small space."""
 
 from __future__ import annotations
 
