@@ -114,8 +114,8 @@ class _Fired:
         silent = [rule for rule, count in self.counts.items() if not count]
         if silent:
             raise ModelError(
-                f"The backward rule {silent[0]!r} did not fire anywhere in {model.name}: no gradient passed where it holds. Run the forward "
-                "pass with gradients inside of the context, take units that lie before such a place, or leave the rule out."
+                f"The backward rule {silent[0]!r} did not fire anywhere in {model.name}: no gradient passed where it holds. Run the "
+                "forward pass with gradients inside of the context, take units that lie before such a place, or leave the rule out."
             )
 
 
