@@ -28,7 +28,7 @@ Edit = Callable[[Tensor], Tensor]
 
 @contextmanager
 def frozen(model: HookedModel) -> Iterator[None]:
-    """Within this context autograd works, weights get no gradients, the model is in eval mode and without nnsight; then all is as before."""
+    """Within this context autograd works, weights get no gradients, the model is in eval mode, without nnsight; then all is as before."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.hf.parameters()]
     modes = [(module, module.training) for module in model.hf.modules()]
     try:

@@ -15,7 +15,7 @@ _transposed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def matrix_of(module: nn.Module) -> Float[Tensor, "read written"]:
-    """The matrix that a linear module multiplies its input by, as a view; how its weight lies is found by trying it, and known from then on.
+    """The matrix that a linear module multiplies its input by, as a view; how its weight lies is found by trying.
 
     Raises:
         ModelError: The module is not x @ matrix + bias with a matrix that is at hand.
@@ -32,8 +32,8 @@ def matrix_of(module: nn.Module) -> Float[Tensor, "read written"]:
 
 
 _NO_MATRIX = (
-    "Gradients of edges need the weights of {} as a matrix, and it is offloaded, quantised or no plain linear map. Load the model unquantised "
-    "on one device."
+    "Gradients of edges need the weights of {} as a matrix, and it is offloaded, quantised or no plain linear map. Load the model "
+    "unquantised on one device."
 )
 
 

@@ -39,8 +39,8 @@ def back_through(
 ) -> Float[Tensor, "reader token d_model"]:
     """The gradients at a norm's input from several at its output, computed in place of these.
 
-    A norm is y = s * (x - mean) with the scale s a function of x, so its derivative takes g to centred(s * g) - k (x - mean) times the inner
-    product of x - mean and s * g. The number k of each token is read off what autograd gives for one gradient, backward rules included.
+    A norm is y = s * (x - mean) with the scale s a function of x, so its derivative takes g to centred(s * g) - k (x - mean) times the
+    inner product of x - mean and s * g. The number k of each token is read off autograd, for one gradient, rules included.
     """
     with torch.no_grad():
         scale, is_centred = gain_of(module)(read)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class Rules:
                 for layer in range(model.n_layers):
                     for path, factor in zip(model.architecture.query_key_value, _factors(model, factors), strict=True):
                         module = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}.{path}")
-                        _register(stack, [module], fired, name, lambda module, factor=factor: _scale_hook(factor))
+                        _register(stack, [module], fired, name, partial(lambda factor, module: _scale_hook(factor), factor))
             if self.temperature != 1:
                 stack.enter_context(_softmax_at(model, self.temperature, fired))
             yield
@@ -113,8 +114,8 @@ class _Fired:
         silent = [rule for rule, count in self.counts.items() if not count]
         if silent:
             raise ModelError(
-                f"The backward rule {silent[0]!r} did not fire anywhere in {model.name}: no gradient passed where it holds. Run the forward "
-                "pass with gradients inside of the context, take units that lie before such a place, or leave the rule out."
+                f"The backward rule {silent[0]!r} did not fire anywhere in {model.name}: no gradient passed where it holds. Run the "
+                "forward pass with gradients inside of the context, take units that lie before such a place, or leave the rule out."
             )
 
 
@@ -257,5 +258,3 @@ def _softmax_at(model: HookedModel, temperature: float, fired: _Fired) -> Iterat
             stack.callback(module.register_forward_hook(leave).remove)
         stack.enter_context(mode)
         yield
-
-

@@ -226,6 +226,7 @@ def test_attribution_patching_of_edges_by_plain_autograd(family):
         runs[name] = outs
     handles = []
     for layer in range(3):
+
         def hook(module, args, layer=layer):
             reads[f"m{layer}"] = args[0].view_as(args[0])
             return (reads[f"m{layer}"],)

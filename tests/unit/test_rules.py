@@ -1,4 +1,4 @@
-"""Backward rules: the forward pass is bit for bit what it was, and the backward pass is what the papers say, by hand and by finite difference."""
+"""Backward rules: the forward pass is bit for bit what it was, and the backward pass is what the papers say."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_halved_attention_products(family):
         outs = []
         handles = [
             model.hf.get_submodule(f"{model.architecture.blocks}.0.{path}").register_forward_hook(
-                lambda module, args, out: outs.append(out.detach().requires_grad_()) or outs[-1]
+                lambda module, args, out, outs=outs: outs.append(out.detach().requires_grad_()) or outs[-1]
             )
             for path in model.architecture.query_key_value
         ]

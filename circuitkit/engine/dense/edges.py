@@ -79,7 +79,7 @@ class DenseEdges(DensePass):
         self._prompts = prompts
         layers = range(model.n_layers)
         members = set(universe.nodes)
-        self._heads = [[node.head for node in universe.nodes if node.kind is Kind.HEAD and node.layer == layer] for layer in layers]
+        self._heads = [[node.head or 0 for node in universe.nodes if node.kind is Kind.HEAD and node.layer == layer] for layer in layers]
         self._mlps = [layer for layer in layers if any(node.kind is Kind.MLP and node.layer == layer for node in universe.nodes)]
         self._outside: list[Place] = [(Site.Z, layer) for layer in layers if len(self._heads[layer]) < model.n_heads]
         self._outside += [(Site.MLP_OUT, layer) for layer in layers if layer not in self._mlps]
@@ -102,7 +102,8 @@ class DenseEdges(DensePass):
     # --- Any mask -------------------------------------------------------------------------------------------------------------------
 
     def logits(self, masks: Float[Tensor, "row_or_1 unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
-        differences, entered = Differences(self._matrices), {}
+        differences = Differences(self._matrices)
+        entered: dict[int, Tensor] = {}
         removed = 1 - masks
 
         def of(reading: Reading) -> Tensor:
@@ -144,7 +145,7 @@ class DenseEdges(DensePass):
 
         with ExitStack() as stack:
             stack.enter_context(self._running(rows, differences))
-            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, l): partial(enter, l) for l in self._attentions}))
+            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, at): partial(enter, at) for at in self._attentions}))
             for layer in self._attentions:
                 stack.enter_context(differentiable.ports(self._model, layer, ports(layer)))
             for layer in self._mlps:
@@ -205,7 +206,7 @@ class DenseEdges(DensePass):
 
         with ExitStack() as stack:
             stack.enter_context(self._running(rows, differences))
-            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, l): partial(enter, l) for l in self._attentions}))
+            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, at): partial(enter, at) for at in self._attentions}))
             for layer in self._attentions:
                 edit = partial(lambda layer, port, flowing: tap((port, layer), flowing), layer)
                 stack.enter_context(differentiable.ports(self._model, layer, edit))
@@ -241,7 +242,7 @@ class DenseEdges(DensePass):
     def _at_streams(
         self, layer: int, grads: list[Float[Tensor, "token head d_head"]], resid: Float[Tensor, "token d_model"]
     ) -> Float[Tensor, "receiver token d_model"]:
-        """The gradient at the stream that each receiver in a layer's attention reads, port by port, from those at queries, keys and values."""
+        """The gradient at the stream that each receiver in a layer's attention reads, port by port, from those at its ports."""
         by_head = [grad.transpose(0, 1) for grad in grads]
         if len(self._heads[layer]) < self._model.n_heads:
             by_head = [grad[self._heads[layer]] for grad in by_head]
@@ -274,7 +275,9 @@ class DenseEdges(DensePass):
         def replace(place: Place, act: Tensor) -> Tensor:
             kept = torch.zeros((), dtype=accumulator(act.dtype), device=act.device)
             if place[0] is Site.Z:
-                kept = kept.expand(self._model.n_heads, 1).index_fill(0, torch.tensor(self._heads[place[1]], dtype=torch.long).to(act.device), 1)
+                kept = kept.expand(self._model.n_heads, 1).index_fill(
+                    0, torch.tensor(self._heads[place[1]], dtype=torch.long).to(act.device), 1
+                )
             return blend(act, self._outside_values.at(place, act, rows), kept, whole=False)
 
         return {place: partial(replace, place) for place in self._outside}
@@ -287,7 +290,8 @@ class DenseEdges(DensePass):
         """The points at which receivers read, in causal order."""
         counts = [len(self._heads[layer]) if site is Site.Z else 1 for site, layer in self._senders]
         parts = {sum(counts[:part]): part for part in range(len(counts) + 1)}
-        offsets, found = universe.offsets.tolist(), {}
+        offsets = universe.offsets.tolist()
+        found: dict[tuple[str, int], Reading] = {}
         for place, receiver in enumerate(universe.receivers):
             kind = {Kind.HEAD: "heads", Kind.MLP: "mlp"}.get(receiver.kind, "logits")
             key = (kind, 0 if kind == "logits" else receiver.layer)

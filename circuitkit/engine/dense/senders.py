@@ -1,4 +1,4 @@
-"""What the senders of edges write into the residual stream in the place of what they would: by how much, kept in each one's own small space."""
+"""What the senders of edges write into the residual stream in the place of what they would: kept in each one's own small space."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ class HeadMatrices:
         bias = bias.repeat_interleave(len(normed) // len(bias), 0)
         return _by_head(normed, matrix) + bias[:, None].to(normed.dtype)
 
-    def backward(
-        self, layer: int, grads: Sequence[Float[Tensor, "head token d_head"]]
-    ) -> Float[Tensor, "3 head token d_model"]:
+    def backward(self, layer: int, grads: Sequence[Float[Tensor, "head token d_head"]]) -> Float[Tensor, "3 head token d_model"]:
         """The gradients at these streams, from those at queries, keys and values."""
         n_heads, n_tokens, _ = grads[0].shape
         out = grads[0].new_empty(3, n_heads, n_tokens, self._model.d_model, dtype=accumulator(grads[0].dtype))
