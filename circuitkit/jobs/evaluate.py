@@ -67,7 +67,8 @@ def show(finding: Finding, folder: Path) -> None:
     body = finding.body
     circuit, control, whole = body["circuit"], body["random_circuits"], whole_of(body)
     head = Table(show_header=False, box=None, pad_edge=False)
-    head.add_row("circuit", f"{circuit['label']}: {circuit.get('size') or sizes(body)}")
+    nodes = f"{circuit['n_heads']} heads, {circuit['n_mlps']} MLPs"
+    head.add_row("circuit", f"{circuit['label']}: {circuit.get('size', nodes)}")
     if "frame" in body:
         head.add_row("edges", f"{circuit['n_edges']} of the {body['frame_edges']} in its frame of {len(body['frame'])} components")
     head.add_row("prompts", f"{body['n_prompts']} of {body['task']}, {body['clean_mean']:.3f} {body['unit']} untouched")
