@@ -113,6 +113,8 @@ def _difference(engine: NodeEngine, prompts: PromptSet, masks: Masks, expected: 
     small: NodeEngine = engine.on(prompts)
     pairs: list[tuple[Tensor, Tensor]] = [(small.clean_logits().cpu(), clean)]
     pairs += zip(small.all_logits(masks), expected, strict=True)
+    # Alone, since only then are heads left uncomputed that this mask removes and another keeps.
+    pairs += zip(small.all_logits(masks[3:4]), expected[3:4], strict=True)
     for chosen, rows, logits in small.passes(masks[-2:], engine.universe.full()):
         pairs += [(one.cpu(), expected[4 + place, rows]) for place, one in zip(chosen.tolist(), logits, strict=True)]
     differences = torch.tensor([relative(found, wanted) for found, wanted in pairs], dtype=torch.float64)
