@@ -34,7 +34,7 @@ class Collected:
     runs: dict[Place, Seen] = field(default_factory=dict)
 
 
-def entries(needs: Needs, prompts: PromptSet) -> Int[Tensor, "prompt"]:
+def entries(needs: Needs, prompts: PromptSet) -> Int[Tensor, " prompt"]:
     """Which entry of the collected activations belongs to which prompt."""
     if needs.source == "run":
         return torch.arange(len(prompts))
@@ -63,7 +63,7 @@ def unchanged_prefix(prompts: PromptSet, patcher: Patcher) -> int:
 class GroupMean:
     """A mean over rows, group by group, in float64 while it grows. Final."""
 
-    def __init__(self, groups: Int[Tensor, "prompt"]) -> None:
+    def __init__(self, groups: Int[Tensor, " prompt"]) -> None:
         self._groups = groups
         self._counts = torch.bincount(groups)
         self._sum: Tensor | None = None

@@ -62,7 +62,7 @@ class Trunk:
 
     def __init__(self, model: HookedModel, layout: Layout, n_prompts: int, n_pos: int) -> None:
         self.layout = layout
-        self.mask: Bool[Tensor, "node"] = layout.universe.full()
+        self.mask: Bool[Tensor, " node"] = layout.universe.full()
         self.depth = -1
         self._resid: dict[int, Float[Tensor, "prompt pos d_model"]] = {}
         self._z: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}
@@ -75,7 +75,7 @@ class Trunk:
         fitting = max(1, int(0.3 * free_bytes(model.device) // a_layer))
         self.stride = -(-model.n_layers // fitting)
 
-    def valid_until(self, mask: Bool[Tensor, "node"]) -> int:
+    def valid_until(self, mask: Bool[Tensor, " node"]) -> int:
         """Deepest layer whose state holds for this mask too; -1 if there is none."""
         return min(self.depth, int(self.layout.first_difference(mask[None], self.mask)))
 
@@ -115,7 +115,7 @@ class Trunk:
             self._outs[key] = self._model.project(layer, self._z[layer][rows])
         return self._outs[key]
 
-    def replace(self, mask: Bool[Tensor, "node"], start: int, depth: int, watches: list[Watch]) -> None:
+    def replace(self, mask: Bool[Tensor, " node"], start: int, depth: int, watches: list[Watch]) -> None:
         """Takes over the states of a run under ``mask`` that started at layer ``start`` and reached ``depth``.
 
         Args:
