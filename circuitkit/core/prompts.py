@@ -104,7 +104,7 @@ class PromptSet:
     group_names: tuple[str, ...] = ("all",)
     spans: Mapping[str, Int[Tensor, " prompt"]] = field(default_factory=dict)
     items: tuple[Prompt, ...] = ()
-    pads: Int[Tensor, "prompt"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    pads: Int[Tensor, " prompt"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     targets: Int[Tensor, "prompt step"] = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
 
     def __init__(
@@ -117,7 +117,7 @@ class PromptSet:
         group_names: tuple[str, ...] = ("all",),
         spans: Mapping[str, tuple[int, ...] | Int[Tensor, " prompt"]] | None = None,
         items: tuple[Prompt, ...] = (),
-        pads: Int[Tensor, "prompt"] | None = None,
+        pads: Int[Tensor, " prompt"] | None = None,
         targets: Int[Tensor, "prompt step"] | None = None,
     ) -> None:
         """Takes the columns. Answers and wrong answers may be given as one token per prompt, and the positions of a label as one per group.

@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from circuitkit.core.universe import Universe
+from circuitkit.metrics.functional import gather, kl_divergence
 
 ROOT = Path(__file__).parents[2]
 MISSPELLED = """from jaxtyping import Float
@@ -52,3 +57,15 @@ def test_mypy_checks_the_whole_package_strictly():
     assert loosened == {
         "mypy-circuitkit.models.*,circuitkit.jobs.*,circuitkit.loggers.*,circuitkit.cli": {"warn_return_any": "false"},
     }
+
+
+def test_shapes_are_checked_in_tests():
+    logits = torch.zeros(2, 3, 5)
+    assert gather(logits, torch.zeros(3, dtype=torch.long)).shape == (2, 3)
+    for wrong in (torch.zeros(1, dtype=torch.long), torch.zeros(3)):  # one token for three prompts; tokens that are no integers
+        with pytest.raises(TypeCheckError):
+            gather(logits, wrong)
+    with pytest.raises(TypeCheckError):
+        kl_divergence(logits, logits)
+    with pytest.raises(TypeCheckError):
+        Universe.of_nodes(2, "2")
