@@ -482,7 +482,7 @@ class CallbackConformance(_Conformance):
         callbacks.notify("on_baseline", None)
         callbacks.notify("on_step", STEP)
         for event in ("on_discover_end", "on_evaluate_end", "on_checkpoint", "on_run_end"):
-            callbacks.notify(event, None)  # type: ignore[arg-type]
+            callbacks.notify(event, None)
 
     def test_it_survives_a_failure(self) -> None:
         """``on_exception`` may come at any time, also before anything else, and must not raise an error of its own."""

@@ -7,10 +7,15 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # several processes share the cores
 
+import jaxtyping
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+
+# Rooms whose annotations are held to be true, shapes included: every call in every test checks them. Before anything imports these.
+CHECKED = ("core", "engine", "featurizers", "methods", "metrics", "models", "patchers")
+jaxtyping.install_import_hook([f"circuitkit.{room}" for room in CHECKED], "beartype.beartype")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

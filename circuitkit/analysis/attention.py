@@ -68,7 +68,7 @@ def mean_patterns(model: HookedModel, prompts: PromptSet) -> tuple[MeanPattern, 
     return tuple(found)
 
 
-def token_texts(model: HookedModel, ids: Int[Tensor, "pos"]) -> Iterator[str]:
+def token_texts(model: HookedModel, ids: Int[Tensor, " pos"]) -> Iterator[str]:
     """Tokens as text; as numbers for a model without a tokenizer."""
     for token in ids.tolist():
         yield str(token) if model.tokenizer is None else model.tokenizer.decode([token])

@@ -38,7 +38,7 @@ class Attribution:
 
     parts: tuple[str, ...]
     values: Float[Tensor, "prompt part"]
-    differences: Float[Tensor, "prompt"]
+    differences: Float[Tensor, " prompt"]
 
     @cached_property
     def means(self) -> dict[str, float]:
@@ -118,7 +118,7 @@ class _States(NamedTuple):
     z: Float[Tensor, "layer prompt head d_head"]
     mlp_out: Float[Tensor, "layer prompt d_model"]
     resid: Float[Tensor, "prompt d_model"]
-    differences: Float[Tensor, "prompt"]
+    differences: Float[Tensor, " prompt"]
     spread: float
 
 
@@ -158,7 +158,7 @@ def _read_slice(model: HookedModel, prompts: PromptSet) -> _States:
 
 def _readout(
     model: HookedModel, resid: Float[Tensor, "prompt d_model"], prompts: PromptSet
-) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, "prompt"]]:
+) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"]]:
     """What each dimension of the stream adds to answer minus wrong answer, the scale of the norm held; and what the biases add."""
     norm, head = model.hf.get_submodule(model.architecture.final_norm), model.hf.get_output_embeddings()
     answers, wrongs = (column.to(head.weight.device) for column in (prompts.answers.tokens, prompts.wrongs.tokens))
@@ -179,7 +179,7 @@ def _readout(
     return read / (resid.pow(2).mean(-1, keepdim=True) + eps).sqrt(), biases
 
 
-def _head_writes(model: HookedModel, layer: int) -> tuple[Float[Tensor, "z d_model"], Float[Tensor, "d_model"]]:
+def _head_writes(model: HookedModel, layer: int) -> tuple[Float[Tensor, "z d_model"], Float[Tensor, " d_model"]]:
     """What each dimension of z writes, and the bias of the output projection: asked of the module, whatever its layout is."""
     width = model.n_heads * model.d_head
     unit = torch.eye(width, dtype=model.dtype, device=model.device_of(layer)).unflatten(-1, (model.n_heads, -1))

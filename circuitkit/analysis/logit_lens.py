@@ -18,7 +18,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.models.hooked import HookedModel, Layer
 
-Sites = Float[Tensor, "site"]
+Sites = Float[Tensor, " site"]
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,8 @@ class _Members(NamedTuple):
     """Every member of every prompt: the residual stream there behind the first block, its token, and that of the next one."""
 
     resid: Float[Tensor, "sample d_model"]
-    shown: Int[Tensor, "sample"]
-    next: Int[Tensor, "sample"]
+    shown: Int[Tensor, " sample"]
+    next: Int[Tensor, " sample"]
 
 
 def _members(model: HookedModel, prompts: PromptSet) -> _Members:

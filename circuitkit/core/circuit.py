@@ -89,7 +89,7 @@ class Circuit:
             object.__setattr__(self, "within", tuple(sorted({*self.within, *members}, key=_causal)))
 
     @classmethod
-    def of(cls, universe: NodeUniverse, mask: Bool[Tensor, "node"], **fields: Any) -> Circuit:
+    def of(cls, universe: NodeUniverse, mask: Bool[Tensor, " node"], **fields: Any) -> Circuit:
         """The circuit that a mask over a universe stands for."""
         return cls(universe.members(mask), universe.n_layers, universe.n_heads, **{"level": universe.level, **fields})
 
@@ -169,7 +169,7 @@ class Circuit:
                 "as the nodes of both (Circuit.nodes_only())."
             )
 
-    def mask(self, universe: Universe) -> Bool[Tensor, "unit"]:
+    def mask(self, universe: Universe) -> Bool[Tensor, " unit"]:
         """The mask over a universe that keeps just the members.
 
         Raises:

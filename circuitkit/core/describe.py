@@ -164,8 +164,8 @@ def _(thing: Path, walk: _Walk) -> str:
     return str(thing)
 
 
-@_described.register
-def _(thing: Mapping, walk: _Walk) -> Any:
+@_described.register(Mapping)
+def _(thing: Mapping[Any, Any], walk: _Walk) -> Any:
     if all(isinstance(key, str) for key in thing):
         return {str.__str__(key): walk.into(key, value) for key, value in thing.items()}
     return [[walk.into("key", key), walk.into(key, value)] for key, value in thing.items()]  # 1 and "1" would become one
@@ -262,8 +262,8 @@ def _(thing: types.MethodType, walk: _Walk) -> Any:
     return {**walk.into("function", thing.__func__), "self": walk.into("self", thing.__self__)}
 
 
-@_described.register
-def _(thing: partial, walk: _Walk) -> Any:
+@_described.register(partial)
+def _(thing: partial[Any], walk: _Walk) -> Any:
     return {"_target_": "functools.partial", **{name: walk.into(name, getattr(thing, name)) for name in ("func", "args", "keywords")}}
 
 

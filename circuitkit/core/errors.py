@@ -49,7 +49,7 @@ class FailedElsewhere(UserError):
 def noted(error: BaseException, text: str) -> None:
     """Adds to an exception where it happened, for its traceback; Python shows it from 3.11 on."""
     notes = [*getattr(error, "__notes__", ()), text]
-    error.__notes__ = notes  # type: ignore[attr-defined]  # add_note is newer than 3.10
+    error.__notes__ = notes  # add_note is newer than 3.10
 
 
 def unknown_choice(what: str, found: object, choices: Iterable[object], remedy: str = "") -> str:

@@ -205,7 +205,7 @@ class Node:
                 assert self.on is not None
                 which = "e" if self.kind is Kind.ERROR else f"f{'*' if self.index is None else self.index}"
                 return f"{_LETTERS[self.on]}{self.layer}.{which}"
-        return self.kind.value
+        return str(self.kind.value)
 
 
 @dataclass(frozen=True)

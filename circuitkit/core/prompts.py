@@ -100,24 +100,24 @@ class PromptSet:
     corrupt: Int[Tensor, "prompt pos"]
     answers: TokenSets
     wrongs: TokenSets
-    groups: Int[Tensor, "prompt"]
+    groups: Int[Tensor, " prompt"]
     group_names: tuple[str, ...] = ("all",)
-    spans: Mapping[str, Int[Tensor, "prompt"]] = field(default_factory=dict)
+    spans: Mapping[str, Int[Tensor, " prompt"]] = field(default_factory=dict)
     items: tuple[Prompt, ...] = ()
-    pads: Int[Tensor, "prompt"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    pads: Int[Tensor, " prompt"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     targets: Int[Tensor, "prompt step"] = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
 
     def __init__(
         self,
         clean: Int[Tensor, "prompt pos"],
         corrupt: Int[Tensor, "prompt pos"],
-        answers: TokenSets | Int[Tensor, "prompt"],
-        wrongs: TokenSets | Int[Tensor, "prompt"],
-        groups: Int[Tensor, "prompt"],
+        answers: TokenSets | Int[Tensor, " prompt"],
+        wrongs: TokenSets | Int[Tensor, " prompt"],
+        groups: Int[Tensor, " prompt"],
         group_names: tuple[str, ...] = ("all",),
-        spans: Mapping[str, tuple[int, ...] | Int[Tensor, "prompt"]] | None = None,
+        spans: Mapping[str, tuple[int, ...] | Int[Tensor, " prompt"]] | None = None,
         items: tuple[Prompt, ...] = (),
-        pads: Int[Tensor, "prompt"] | None = None,
+        pads: Int[Tensor, " prompt"] | None = None,
         targets: Int[Tensor, "prompt step"] | None = None,
     ) -> None:
         """Takes the columns. Answers and wrong answers may be given as one token per prompt, and the positions of a label as one per group.
@@ -183,7 +183,7 @@ class PromptSet:
         return self.clean.shape[1]
 
     @property
-    def lengths(self) -> Int[Tensor, "prompt"]:
+    def lengths(self) -> Int[Tensor, " prompt"]:
         """Number of tokens of each prompt."""
         return self.n_pos - self.pads
 
@@ -235,7 +235,7 @@ class PromptSet:
             shortest, longest = int(self.lengths.min()), int(self.lengths.max())
             raise PromptError(f"{what} needs prompts of the same number of tokens, and these have {shortest} to {longest}. {remedy}")
 
-    def take(self, rows: Int[Tensor, "row"] | Bool[Tensor, "prompt"] | Sequence[int]) -> PromptSet:
+    def take(self, rows: Int[Tensor, " row"] | Bool[Tensor, " prompt"] | Sequence[int]) -> PromptSet:
         """The prompts at these rows, or where a boolean column is True."""
         rows = torch.as_tensor(rows)
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows.long()
@@ -255,7 +255,7 @@ class PromptSet:
             targets=self.targets[rows],
         )
 
-    def places(self, span: str) -> Int[Tensor, "prompt"]:
+    def places(self, span: str) -> Int[Tensor, " prompt"]:
         """On which of its own tokens each prompt has a label, or a number given as text (negative ones count from the end).
 
         Raises:
@@ -273,7 +273,7 @@ class PromptSet:
             raise PromptError(f"These prompts have no position labelled {span!r}. Choices: {known}, or a number.")
         return self.spans[span]
 
-    def columns(self, span: str) -> Int[Tensor, "prompt"]:
+    def columns(self, span: str) -> Int[Tensor, " prompt"]:
         """The same as columns of the tables. Raises as ``places``."""
         return self.places(span) + self.pads
 
@@ -289,7 +289,7 @@ class PromptSet:
                 f"Expected {span!r} on the same token in all prompts of group {self.group_names[group]!r}, found it on {found}. Use groups "
                 "whose prompts have equal numbers of tokens before it."
             )
-        return found[0]
+        return int(found[0])
 
     def content_hash(self) -> str:
         """SHA-256 of everything that a score can depend on."""

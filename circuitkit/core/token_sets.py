@@ -38,7 +38,7 @@ class TokenSets:
             )
 
     @classmethod
-    def single(cls, tokens: Int[Tensor, "prompt"]) -> TokenSets:
+    def single(cls, tokens: Int[Tensor, " prompt"]) -> TokenSets:
         """One token per prompt, of weight 1."""
         return cls(tokens[:, None], torch.ones(len(tokens), 1))
 
@@ -61,7 +61,7 @@ class TokenSets:
         return len(self.ids)
 
     @property
-    def sizes(self) -> Int[Tensor, "prompt"]:
+    def sizes(self) -> Int[Tensor, " prompt"]:
         """Number of tokens in each set."""
         return (self.weights > 0).sum(-1)
 
@@ -71,7 +71,7 @@ class TokenSets:
         return self.ids.shape[1] > 0 and bool((self.weights[:, 0] == 1).all() and (self.sizes == 1).all())
 
     @property
-    def tokens(self) -> Int[Tensor, "prompt"]:
+    def tokens(self) -> Int[Tensor, " prompt"]:
         """The one token of each prompt.
 
         Raises:
@@ -86,7 +86,7 @@ class TokenSets:
             )
         return self.ids[:, 0]
 
-    def take(self, rows: Int[Tensor, "row"]) -> TokenSets:
+    def take(self, rows: Int[Tensor, " row"]) -> TokenSets:
         """The sets of some prompts."""
         return TokenSets(self.ids[rows], self.weights[rows])
 
@@ -94,7 +94,7 @@ class TokenSets:
         """Whether a token is in the set of its prompt."""
         return ((tokens[..., None] == self.ids.to(tokens.device)) & (self.weights > 0).to(tokens.device)).any(-1)
 
-    def shared(self, other: TokenSets) -> Bool[Tensor, "prompt"]:
+    def shared(self, other: TokenSets) -> Bool[Tensor, " prompt"]:
         """Whether the two sets of a prompt have a token in common."""
         same = self.ids[:, :, None] == other.ids[:, None, :]
         return (same & (self.weights > 0)[:, :, None] & (other.weights > 0)[:, None, :]).flatten(1).any(-1)

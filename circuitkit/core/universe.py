@@ -72,15 +72,15 @@ class Universe(ABC):
             "gives, or `method.over(engine)`, as the Runner does."
         )
 
-    def full(self) -> Bool[Tensor, "unit"]:
+    def full(self) -> Bool[Tensor, " unit"]:
         """The mask that keeps everything."""
         return torch.ones(len(self), dtype=torch.bool, device="cpu")
 
-    def empty(self) -> Bool[Tensor, "unit"]:
+    def empty(self) -> Bool[Tensor, " unit"]:
         """The mask that removes everything."""
         return torch.zeros(len(self), dtype=torch.bool, device="cpu")
 
-    def places(self, units: Iterable[Unit | str]) -> Int[Tensor, "some"]:
+    def places(self, units: Iterable[Unit | str]) -> Int[Tensor, " some"]:
         """The places of some units in a mask.
 
         Raises:
@@ -88,19 +88,19 @@ class Universe(ABC):
         """
         return torch.tensor([self.index(unit) for unit in units], dtype=torch.long, device="cpu")
 
-    def mask(self, units: Iterable[Unit | str]) -> Bool[Tensor, "unit"]:
+    def mask(self, units: Iterable[Unit | str]) -> Bool[Tensor, " unit"]:
         """The mask that keeps just these units."""
         mask = self.empty()
         mask[self.places(units)] = True
         return mask
 
-    def without(self, mask: Bool[Tensor, "unit"], units: Iterable[Unit | str]) -> Bool[Tensor, "unit"]:
+    def without(self, mask: Bool[Tensor, " unit"], units: Iterable[Unit | str]) -> Bool[Tensor, " unit"]:
         """The same mask with these units removed."""
         mask = mask.clone()
         mask[self.places(units)] = False
         return mask
 
-    def members(self, mask: Bool[Tensor, "unit"]) -> tuple[Unit, ...]:
+    def members(self, mask: Bool[Tensor, " unit"]) -> tuple[Unit, ...]:
         """The units that a mask keeps, in causal order."""
         return tuple(self.unit(place) for place in mask.nonzero().flatten().tolist())
 
@@ -246,7 +246,7 @@ class NodeUniverse(Universe):
                 return place
         raise CircuitError(f"{self._what(node)} {str(node)!r} is not in this universe: {self._choices}")
 
-    def members(self, mask: Bool[Tensor, "unit"]) -> tuple[Node, ...]:
+    def members(self, mask: Bool[Tensor, " unit"]) -> tuple[Node, ...]:
         return tuple(self.unit(place) for place in mask.nonzero().flatten().tolist())
 
     def at(self, spans: Sequence[str | int]) -> NodeUniverse:
@@ -280,20 +280,21 @@ class NodeUniverse(Universe):
         columns = torch.cat([self._columns, other._columns], 1).long()
         return NodeUniverse(self.n_layers, self.n_heads, columns.unique(dim=1), self.spans)
 
-    def places_of(self, kind: Kind, on: Site | None = None) -> tuple[Int[Tensor, "some"], Int[Tensor, "some 3"]]:
+    def places_of(self, kind: Kind, on: Site | None = None) -> tuple[Int[Tensor, " some"], Int[Tensor, "some 3"]]:
         """Where units of a kind stand in a mask, and of each its layer, its slot (which head, neuron or feature) and its span."""
         stage = _STAGES[kind] if kind in _STAGES else _FEATURES[on or Site.RESID_POST] + (kind is Kind.ERROR)
         places = (self._columns[_STAGE] == stage).nonzero().flatten()
         return places, self._columns[_LAYER:, places].long().T
 
     @cached_property
-    def layers(self) -> Int[Tensor, "unit"]:
+    def layers(self) -> Int[Tensor, " unit"]:
         """The layer of each unit."""
         return self._columns[_LAYER].long()
 
-    def _keys(self, columns: Int[Tensor, "4 unit"]) -> Int[Tensor, "unit"]:
+    def _keys(self, columns: Int[Tensor, "4 unit"]) -> Int[Tensor, " unit"]:
         stage, layer, slot, span = columns.long()
-        return ((layer * 16 + stage) * self._base + slot) * max(1, len(self.spans)) + span
+        keys: Tensor = ((layer * 16 + stage) * self._base + slot) * max(1, len(self.spans)) + span
+        return keys
 
     def _place(self, node: Node) -> int | None:
         has_span = node.span is not None
@@ -360,7 +361,7 @@ class EdgeUniverse(Universe):
         return (*found, LOGITS)
 
     @cached_property
-    def offsets(self) -> Int[Tensor, "receiver_and_end"]:
+    def offsets(self) -> Int[Tensor, " receiver_and_end"]:
         """Where the edges into each receiver begin; its senders are the first so many."""
         # Senders in causal order: those that precede a receiver are a prefix, the longer the later the receiver.
         counts, known = [], 0
@@ -374,12 +375,12 @@ class EdgeUniverse(Universe):
         return torch.tensor([0, *counts], device="cpu").cumsum(0)
 
     @cached_property
-    def dst(self) -> Int[Tensor, "edge"]:
+    def dst(self) -> Int[Tensor, " edge"]:
         """Of each edge the receiver, as its place in ``receivers``."""
         return torch.repeat_interleave(torch.arange(len(self.receivers), dtype=torch.int32, device="cpu"), self.offsets.diff())
 
     @cached_property
-    def src(self) -> Int[Tensor, "edge"]:
+    def src(self) -> Int[Tensor, " edge"]:
         """Of each edge the sender, as its place in ``senders``."""
         return (torch.arange(len(self), device="cpu") - self.offsets[self.dst.long()]).to(torch.int32)
 
@@ -415,17 +416,17 @@ class EdgeUniverse(Universe):
     def digest(self) -> str:
         return hashlib.sha256(repr((self.edge_level.value, self.parallel, tuple(map(str, self.nodes)))).encode()).hexdigest()
 
-    def members(self, mask: Bool[Tensor, "edge"]) -> tuple[Edge, ...]:
+    def members(self, mask: Bool[Tensor, " edge"]) -> tuple[Edge, ...]:
         kept = mask.nonzero().flatten()
         ends = zip(self.src[kept].tolist(), self.dst[kept].tolist(), strict=True)
         return tuple(Edge(self.senders[src], self.receivers[dst]) for src, dst in ends)
 
-    def live(self, mask: Bool[Tensor, "edge"]) -> tuple[tuple[Node, ...], tuple[Edge, ...]]:
+    def live(self, mask: Bool[Tensor, " edge"]) -> tuple[tuple[Node, ...], tuple[Edge, ...]]:
         """The nodes from which kept edges lead to the logits, and the kept edges into these nodes and the logits."""
         reached, kept = self.live_mask(mask)
         return tuple(self.nodes[place] for place in reached.nonzero().flatten().tolist()), self.members(kept)
 
-    def live_mask(self, mask: Bool[Tensor, "edge"]) -> tuple[Bool[Tensor, "node"], Bool[Tensor, "edge"]]:
+    def live_mask(self, mask: Bool[Tensor, " edge"]) -> tuple[Bool[Tensor, " node"], Bool[Tensor, " edge"]]:
         """The same as masks over ``nodes`` and over the edges: for universes of any size."""
         reached = torch.zeros(len(self.senders), dtype=torch.bool, device="cpu")
         kept = torch.zeros_like(mask)
@@ -452,7 +453,7 @@ def _listed(choices: Iterable[Node]) -> str:
     return ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
 
 
-def _columns(stage: int, layers: Int[Tensor, "unit"], slots: Int[Tensor, "unit"]) -> Int[Tensor, "4 unit"]:
+def _columns(stage: int, layers: Int[Tensor, " unit"], slots: Int[Tensor, " unit"]) -> Int[Tensor, "4 unit"]:
     return torch.stack([torch.full_like(layers, stage), layers, slots, torch.zeros_like(layers)])
 
 

@@ -39,8 +39,8 @@ class Baseline:
         unit: Of the metric.
     """
 
-    clean: Float[Tensor, "prompt"]
-    patched: Float[Tensor, "prompt"]
+    clean: Float[Tensor, " prompt"]
+    patched: Float[Tensor, " prompt"]
     floor: Floor
     unit: str
 
@@ -147,7 +147,7 @@ class Engine(Part):
         return self
 
     @abstractmethod
-    def score(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Values:
+    def score(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Values:
         """The metric for each mask and prompt.
 
         Args:
@@ -210,11 +210,11 @@ class Engine(Part):
             MeasurementError: They differ, or the patcher changes nothing.
         """
 
-    def percent(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Float[Tensor, "mask"]:
+    def percent(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Float[Tensor, " mask"]:
         """The performance score of each mask, in % of the untouched model. Arguments as in ``score``."""
         return self.baseline().percent(self.score(masks, base))
 
-    def certain(self, mask: Bool[Tensor, "unit"]) -> float:
+    def certain(self, mask: Bool[Tensor, " unit"]) -> float:
         """The performance score of one mask by the slow, naive path: for decisions that rounding could turn."""
         return self.baseline().percent(self.oracle.score(mask[None])).item()
 
@@ -247,7 +247,7 @@ class Engine(Part):
         clean = self.known_clean[rows].to(logits.device)
         return self.metric.score(logits, prompts, clean_logits=clean).float().cpu()
 
-    def checked(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Masks:
+    def checked(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Masks:
         """Refuses what is no mask of this engine.
 
         Raises:

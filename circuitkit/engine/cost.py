@@ -74,13 +74,13 @@ class DryEngine(PackedEngine):
             self._baseline = Baseline(ones, 0 * ones, self.metric.floor, self.metric.unit)
         return self._baseline
 
-    def percent(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Float[Tensor, "mask"]:
+    def percent(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Float[Tensor, " mask"]:
         """Makes the passes and returns what is assumed."""
         for _ in self.passes(self.checked(masks), base):
             pass
         return torch.full((len(masks),), self.assume)
 
-    def certain(self, mask: Bool[Tensor, "node"]) -> float:
+    def certain(self, mask: Bool[Tensor, " node"]) -> float:
         return self.assume
 
     def check(self) -> None:

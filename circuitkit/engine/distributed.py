@@ -147,7 +147,7 @@ class DistributedEngine(Engine):
         """Edges of this process alone: make them before the work is spread, and spread those."""
         return self._engine.edges(circuit, **options)
 
-    def score(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Values:
+    def score(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Values:
         masks = self.checked(masks, base)
         if len(masks) == 1:
             return self._engine.score(masks, base)
@@ -208,7 +208,7 @@ class DistributedEngine(Engine):
             self._serving = False
             _tell(torch.tensor([_FAILED, 0, 0]))
 
-    def _scored(self, masks: Masks, base: Bool[Tensor, "unit"] | None) -> Values:
+    def _scored(self, masks: Masks, base: Bool[Tensor, " unit"] | None) -> Values:
         """The numbers of all masks: every process scores each n-th of them."""
         index, count = self._launched.index, self._launched.count
         mine, size = masks[index::count], -(-len(masks) // count)

@@ -28,7 +28,7 @@ class Solves:
         self._model = model
         self._max_rows = max_rows
 
-    def __call__(self, prompts: PromptSet) -> Bool[Tensor, "prompt"]:
+    def __call__(self, prompts: PromptSet) -> Bool[Tensor, " prompt"]:
         rows = RowBudget(self._model, prompts.n_pos, self._max_rows).rows
         accepted = []
         for first in range(0, len(prompts), rows):

@@ -52,7 +52,7 @@ class NodeEngine(Engine):
         return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, self.featurizers)
 
     @abstractmethod
-    def passes(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
+    def passes(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:
         """Runs the masks, part by part.
 
         Args:
@@ -72,7 +72,7 @@ class NodeEngine(Engine):
             logits[chosen, rows] = part.cpu()
         return logits
 
-    def score(self, masks: Masks, base: Bool[Tensor, "unit"] | None = None) -> Values:
+    def score(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Values:
         masks = self.checked(masks, base)
         _ = self.known_clean  # before the passes, whose held states it would replace
         values = torch.empty(len(masks), len(self.prompts))

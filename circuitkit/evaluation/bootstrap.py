@@ -45,7 +45,7 @@ class Resampled:
         confidence: Share of the draws that an interval holds.
     """
 
-    percents: Float[Tensor, "mask"]
+    percents: Float[Tensor, " mask"]
     draws: Float[Tensor, "mask resample"]
     confidence: float
 
@@ -59,7 +59,7 @@ class Resampled:
             return self._interval(100 - self.percents[mask], 100 - self.draws[mask])
         return self._interval(self.percents[reference] - self.percents[mask], self.draws[reference] - self.draws[mask])
 
-    def _interval(self, value: Float[Tensor, ""], draws: Float[Tensor, "resample"]) -> Interval:
+    def _interval(self, value: Float[Tensor, ""], draws: Float[Tensor, " resample"]) -> Interval:
         if not draws.isfinite().all():
             return Interval(value.item(), None, None)
         tail = (1 - self.confidence) / 2

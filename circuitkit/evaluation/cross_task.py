@@ -136,9 +136,9 @@ def _check_all_scored(rows: Sequence[_Row], values: Measured, task: str) -> None
         )
 
 
-def _masks(engine: Engine, rows: Sequence[_Row], draws: int, seed: int) -> dict[Hashable, Bool[Tensor, "unit"]]:
+def _masks(engine: Engine, rows: Sequence[_Row], draws: int, seed: int) -> dict[Hashable, Bool[Tensor, " unit"]]:
     """The masks of each row, by label and number: one, or as many as there are draws."""
-    masks: dict[Hashable, Bool[Tensor, "unit"]] = {}
+    masks: dict[Hashable, Bool[Tensor, " unit"]] = {}
     for row in rows:
         kept = member_mask(engine, row.circuit, row.label)
         drawn = random_sets(engine.universe, row.circuit.members, draws=draws, seed=seed) if row.is_random else []

@@ -114,7 +114,7 @@ def evaluate(
 def _masks(
     universe: Universe,
     circuit: Circuit,
-    kept: Bool[Tensor, "unit"],
+    kept: Bool[Tensor, " unit"],
     sets: Sequence[_RemovedSet],
     random_circuits: Sequence[Sequence[Unit]],
 ) -> list[NamedMasks]:

@@ -49,7 +49,7 @@ def generate(
     corrupt_ids: TokenIds | None = None,
     *,
     max_new_tokens: int,
-    groups: Int[Tensor, "prompt"] | None = None,
+    groups: Int[Tensor, " prompt"] | None = None,
     use_cache: bool = True,
     max_rows: int | None = None,
 ) -> Generated:
@@ -83,7 +83,7 @@ def generate(
     n_masks, n_prompts = len(masks), len(ids)
     tokens = torch.full((n_masks * n_prompts, max_new_tokens), -1)
 
-    def run(rows: Int[Tensor, "row"]) -> Int[Tensor, "row new"]:
+    def run(rows: Int[Tensor, " row"]) -> Int[Tensor, "row new"]:
         edits = _Edits(model, values, masks[rows // n_prompts], entry[rows % n_prompts])
         return _continued(model, ids[rows % n_prompts], edits, max_new_tokens, use_cache)
 
@@ -104,7 +104,7 @@ class _Values:
         self.n_pos = n_pos
 
     def at(
-        self, sites: tuple[Node, ...], act: Float[Tensor, "row pos site d"], entry: Int[Tensor, "row"], positions: Int[Tensor, "pos"]
+        self, sites: tuple[Node, ...], act: Float[Tensor, "row pos site d"], entry: Int[Tensor, " row"], positions: Int[Tensor, " pos"]
     ) -> Float[Tensor, "row pos site d"]:
         """The values for some components of a layer, given what they compute now, where each row finds its source, and positions."""
         source = self._sources[sites[0].kind is Kind.HEAD].get(sites[0].layer)
@@ -125,14 +125,14 @@ class _Values:
 class _Edits:
     """Replaces outputs in the passes of some rows, each with its own mask and source."""
 
-    def __init__(self, model: HookedModel, values: _Values, masks: Masks, entry: Int[Tensor, "row"]) -> None:
+    def __init__(self, model: HookedModel, values: _Values, masks: Masks, entry: Int[Tensor, " row"]) -> None:
         self._values = values
         self._entry = entry
         self._keep = masks.view(len(masks), model.n_layers, -1)
         self._sites = [tuple(Node.of_head(layer, head) for head in range(model.n_heads)) for layer in range(model.n_layers)]
         self._positions = torch.arange(0)
 
-    def take(self, rows: Int[Tensor, "some"]) -> _Edits:
+    def take(self, rows: Int[Tensor, " some"]) -> _Edits:
         """The same for some of the rows."""
         other = copy(self)
         other._entry, other._keep = self._entry[rows], self._keep[rows]
@@ -178,7 +178,7 @@ def _continued(model: HookedModel, ids: TokenIds, edits: _Edits, max_new_tokens:
     return tokens
 
 
-def _end_of_text(model: HookedModel) -> Int[Tensor, "token"]:
+def _end_of_text(model: HookedModel) -> Int[Tensor, " token"]:
     found = [getattr(part, "eos_token_id", None) for part in (model.hf.generation_config, model.tokenizer)]
     tokens = {token for each in found for token in (each if isinstance(each, list) else [each]) if token is not None}
     return torch.tensor(sorted(tokens), dtype=torch.long)
@@ -214,7 +214,7 @@ def _check(model: HookedModel, ids: TokenIds, max_new_tokens: int) -> None:
         )
 
 
-def _prompts(ids: TokenIds, corrupt_ids: TokenIds | None, groups: Int[Tensor, "prompt"] | None, patcher: Patcher) -> PromptSet:
+def _prompts(ids: TokenIds, corrupt_ids: TokenIds | None, groups: Int[Tensor, " prompt"] | None, patcher: Patcher) -> PromptSet:
     """The prompts with their twins. Nothing is asked of a single token, so there are no answers."""
     none = TokenSets.none(len(ids))
     groups = torch.zeros(len(ids), dtype=torch.long) if groups is None else groups

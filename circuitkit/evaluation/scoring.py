@@ -15,7 +15,7 @@ from circuitkit.core.shapes import Values
 from circuitkit.engine.base import Engine
 from circuitkit.evaluation.bootstrap import Interval, Resampled, resampled
 
-Measured = dict[Hashable, Float[Tensor, "prompt"]]
+Measured = dict[Hashable, Float[Tensor, " prompt"]]
 """The metric for each prompt, by the key of the mask."""
 
 
@@ -28,8 +28,8 @@ class NamedMasks:
         base: The mask that they were made from; None where there is none.
     """
 
-    masks: Mapping[Hashable, Bool[Tensor, "node"]]
-    base: Bool[Tensor, "node"] | None = None
+    masks: Mapping[Hashable, Bool[Tensor, " node"]]
+    base: Bool[Tensor, " node"] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class NamedScores:
         """Points below another mask, or below the untouched model."""
         return self.table.drop(self.rows[key], None if reference is None else self.rows[reference])
 
-    def prompts(self, key: Hashable) -> Float[Tensor, "prompt"]:
+    def prompts(self, key: Hashable) -> Float[Tensor, " prompt"]:
         """The metric for each prompt."""
         return self.values[self.rows[key]]
 
@@ -90,7 +90,7 @@ def scored(engine: Engine, found: Measured, *, resamples: int, confidence: float
     return NamedScores({key: row for row, key in enumerate(found)}, values, table)
 
 
-def member_mask(engine: Engine, circuit: Circuit, label: str) -> Bool[Tensor, "node"]:
+def member_mask(engine: Engine, circuit: Circuit, label: str) -> Bool[Tensor, " node"]:
     """The mask of a circuit that is to be evaluated.
 
     Raises:

@@ -23,7 +23,7 @@ class _Tally:
         self._solves = Solves(model)
         self.seen = self.solved = 0
 
-    def __call__(self, prompts: PromptSet) -> Bool[Tensor, "prompt"]:
+    def __call__(self, prompts: PromptSet) -> Bool[Tensor, " prompt"]:
         accepted = self._solves(prompts)
         self.seen, self.solved = self.seen + len(accepted), self.solved + int(accepted.sum())
         return accepted

@@ -21,7 +21,7 @@ class JumpReLU(nn.Module, Part):
 
     threshold: Tensor
 
-    def __init__(self, threshold: Float[Tensor, "feature"]) -> None:
+    def __init__(self, threshold: Float[Tensor, " feature"]) -> None:
         super().__init__()
         if (threshold < 0).any():
             raise ConfigError(f"Thresholds of a JumpReLU must not be negative, found {threshold.min():.3g}. Take weights of another file.")

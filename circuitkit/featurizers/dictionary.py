@@ -36,8 +36,8 @@ class Dictionary(Featurizer):
         self,
         encoder: Float[Tensor, "width feature"],
         decoder: Float[Tensor, "feature width"],
-        encoder_bias: Float[Tensor, "feature"],
-        decoder_bias: Float[Tensor, "width"],
+        encoder_bias: Float[Tensor, " feature"],
+        decoder_bias: Float[Tensor, " width"],
         activation: nn.Module | None = None,
         *,
         centred: bool = False,
@@ -61,7 +61,8 @@ class Dictionary(Featurizer):
     def coordinates(self, act: Float[Tensor, "*row width"]) -> Float[Tensor, "*row feature"]:
         act = act.to(self.encoder.dtype)
         pre = torch.matmul(act - self.decoder_bias if self.centred else act, self.encoder) + self.encoder_bias
-        return self.activation(pre)
+        coordinates: Tensor = self.activation(pre)
+        return coordinates
 
     def reconstruct(self, coordinates: Float[Tensor, "*row feature"]) -> Float[Tensor, "*row width"]:
         return torch.matmul(coordinates, self.decoder) + self.decoder_bias

@@ -21,7 +21,7 @@ class PCA(Featurizer):
     mean: Tensor
     directions: Tensor
 
-    def __init__(self, mean: Float[Tensor, "width"], directions: Float[Tensor, "feature width"]) -> None:
+    def __init__(self, mean: Float[Tensor, " width"], directions: Float[Tensor, "feature width"]) -> None:
         super().__init__(directions.shape[1], directions.shape[0])
         self.register_buffer("mean", mean.detach())
         self.register_buffer("directions", directions.detach())

@@ -64,4 +64,5 @@ class Rotation(Featurizer):
 def _orthonormal(rows: Float[Tensor, "feature width"]) -> Float[Tensor, "feature width"]:
     """Gram-Schmidt: the first direction stays, of each later one what is orthogonal to those before it. Orthonormal rows stay."""
     basis, lengths = torch.linalg.qr(rows.T)
-    return (basis * lengths.diagonal().sign()).T
+    signed: Tensor = basis * lengths.diagonal().sign()
+    return signed.T

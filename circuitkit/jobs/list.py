@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
@@ -51,5 +52,5 @@ def _texts(file: str) -> Iterator[str]:
                 yield found.read_text(encoding="utf-8")
 
 
-def _loader():  # noqa: ANN202  Hydra does not name the type in public
+def _loader() -> Any:  # Hydra does not name the type in public
     return GlobalHydra.instance().config_loader()

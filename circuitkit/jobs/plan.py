@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def _size(n_bytes: int) -> str:
 def show(plans: dict[str, Cost], rates: tuple[float, float], device: torch.device) -> None:
     """Prints a column a case."""
     table = Table("", *plans, box=None, pad_edge=False)
-    rows = {
+    rows: dict[str, Callable[[Cost], str]] = {
         "evaluations": lambda plan: f"{plan.evaluations:,}",
         "forward passes": lambda plan: f"{plan.passes:,}",
         "layers x rows": lambda plan: f"{plan.rows:,}",

@@ -14,8 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from circuitkit.core.errors import ConfigError
-from circuitkit.loggers.jsonl import CONFIG
 from circuitkit.loggers.redaction import REMOVED
+from circuitkit.storage.run_folder import CONFIG
 from circuitkit.storage.yaml_text import read_yaml
 
 _PARTS = ("task", "model", "method", "patcher", "metric", "engine")

@@ -104,7 +104,7 @@ class EdgePruning(Method):
         shape = engine.model.n_layers, engine.model.n_heads
         return Circuit(nodes, *shape, engine.model.name, score, self.level, provenance, kept, universe.nodes, universe.parallel)
 
-    def _single(self, edges: Engine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
+    def _single(self, edges: Engine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, " edge"], dict[str, float]]:
         """Every edge alone; a layer of receivers at a time, so that steps are told on the way."""
         scores: dict[str, float] = {}
         n_edges = n_left = len(edges.universe)
@@ -123,7 +123,7 @@ class EdgePruning(Method):
         for edge, score in zip(these, edges.baseline().percent(edges.alone(these)).tolist(), strict=True):
             yield edges.certain_alone(edge) if abs(score - 100 * self.threshold) <= edges.margin else score
 
-    def _cumulative(self, edges: Engine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, "edge"], dict[str, float]]:
+    def _cumulative(self, edges: Engine, on_step: OnStep, history: Sequence[Step]) -> tuple[Bool[Tensor, " edge"], dict[str, float]]:
         """One edge after the other from the last receiver to the first: states before the receiver stay those of the whole circuit."""
         mask, scores = edges.universe.full(), dict[str, float]()
         candidates: list[Edge] = list(reversed(edges.universe.as_edges().edges))
@@ -138,7 +138,7 @@ class EdgePruning(Method):
                 on_step(step)
         return mask, scores
 
-    def _decide(self, edges: Engine, mask: Bool[Tensor, "edge"], candidates: Sequence[Edge], guesser: Guesser) -> list[Decision]:
+    def _decide(self, edges: Engine, mask: Bool[Tensor, " edge"], candidates: Sequence[Edge], guesser: Guesser) -> list[Decision]:
         masks = torch.stack(guesser.masks(edges.universe, mask, candidates))
         scores = zip(masks, edges.percent(masks).tolist(), strict=True)
         sure = (edges.certain(trial) if abs(score - 100 * self.threshold) <= edges.margin else score for trial, score in scores)

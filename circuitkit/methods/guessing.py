@@ -35,7 +35,7 @@ class Guesser:
         self.depth = min(2, limit)
         self.removing = removing
 
-    def masks(self, universe: Universe, mask: Bool[Tensor, "unit"], candidates: Sequence[Any]) -> list[Bool[Tensor, "unit"]]:
+    def masks(self, universe: Universe, mask: Bool[Tensor, " unit"], candidates: Sequence[Any]) -> list[Bool[Tensor, " unit"]]:
         """For each candidate the mask without it, were the guess right about those before it."""
         if self.removing:
             return [universe.without(mask, candidates[: place + 1]) for place in range(len(candidates))]

@@ -89,7 +89,7 @@ class IterativePruning(Method):
                 break
         return Circuit.of(universe, mask, model=engine.model.name, score=score)
 
-    def _decide(self, engine: Engine, mask: Bool[Tensor, "node"], candidates: Sequence[Node], guesser: Guesser) -> list[Decision]:
+    def _decide(self, engine: Engine, mask: Bool[Tensor, " node"], candidates: Sequence[Node], guesser: Guesser) -> list[Decision]:
         """Scores some candidates at once and returns those decisions whose guesses about earlier ones came true."""
         masks = torch.stack(guesser.masks(engine.universe, mask, candidates))
         scores = zip(masks, engine.percent(masks, base=mask).tolist(), strict=True)

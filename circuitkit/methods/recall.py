@@ -13,7 +13,7 @@ from circuitkit.engine.base import Engine
 
 
 def scored_in_parts(
-    engine: Engine, parts: Iterable[Masks], history: Sequence[Step], base: Bool[Tensor, "node"] | None = None
+    engine: Engine, parts: Iterable[Masks], history: Sequence[Step], base: Bool[Tensor, " node"] | None = None
 ) -> Iterator[float]:
     """Performance scores of masks, part by part, so that steps are told while the others are still being scored.
 

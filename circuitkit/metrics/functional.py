@@ -14,7 +14,7 @@ from circuitkit.core.shapes import CleanLogits, Logits, Values
 from circuitkit.core.token_sets import TokenSets
 
 
-def gather(logits: Logits, tokens: Int[Tensor, "prompt"]) -> Values:
+def gather(logits: Logits, tokens: Int[Tensor, " prompt"]) -> Values:
     """The logit of one token per prompt."""
     index = tokens.to(logits.device).expand(logits.shape[:-1])
     return logits.gather(-1, index.unsqueeze(-1)).squeeze(-1)

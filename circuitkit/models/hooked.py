@@ -304,9 +304,9 @@ class HookedModel:
             read = self.module(layer, "attention_norm")(resid)
             outs = [block.get_submodule(path)(read) for path in self.architecture.query_key_value]
         if len(outs) == 1 and self.architecture.fused_by_head:
-            return tuple(outs[0].unflatten(-1, (self.n_heads, 3, -1)).unbind(-2))  # type: ignore[return-value]
+            return tuple(outs[0].unflatten(-1, (self.n_heads, 3, -1)).unbind(-2))
         queries, keys, values = outs[0].chunk(3, -1) if len(outs) == 1 else outs
-        return queries.unflatten(-1, (self.n_heads, -1)), *(part.unflatten(-1, (self.n_kv_heads, -1)) for part in (keys, values))  # type: ignore[return-value]
+        return queries.unflatten(-1, (self.n_heads, -1)), *(part.unflatten(-1, (self.n_kv_heads, -1)) for part in (keys, values))
 
     def mlp_from(self, layer: int, resid: Resid) -> Resid:
         """What the MLP of a layer makes of the residual stream at its norm, norm included: outside of a pass."""

@@ -67,7 +67,7 @@ class HeadSlices:
         """What the outputs of some heads add to the residual stream together, without the bias."""
         return self._times(z.flatten(-2), self._rows(layer, heads), None)
 
-    def bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
+    def bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """Of the output projection."""
         bias = self._model.module(layer, "out_proj").bias
         return None if bias is None else bias.detach()  # type: ignore[operator]

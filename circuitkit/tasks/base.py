@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
 
-Accept = Callable[[PromptSet], Bool[Tensor, "prompt"]]
+Accept = Callable[[PromptSet], Bool[Tensor, " prompt"]]
 """Says of each prompt whether the untouched model can do it."""
 
 
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     unk_token_id: int | None
 
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping: ...
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, Any]: ...
 
     def decode(self, token_ids: list[int]) -> str: ...
 

@@ -251,7 +251,7 @@ def _check_lengths(prompts: Sequence[Prompt], clean: list[list[int]], corrupt: l
 
 def _positions(
     prompts: Sequence[Prompt], clean: list[list[int]], corrupt: list[list[int]], encoder: Encoder
-) -> dict[str, Int[Tensor, "prompt"]]:
+) -> dict[str, Int[Tensor, " prompt"]]:
     """For each label, which token of each prompt is its last one."""
     positions = {}
     for label in dict.fromkeys(label for prompt in prompts for label in (*prompt.spans, *prompt.corrupt_spans)):

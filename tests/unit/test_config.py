@@ -14,6 +14,7 @@ from circuitkit import config as ckconfig
 from circuitkit.config import build, build_each, conf_dir, function, in_words
 from circuitkit.core.errors import ConfigError, UserError
 from circuitkit.engine import Engine, PackedEngine
+from circuitkit.engine.units import Units
 from circuitkit.methods import IterativePruning, Method
 from circuitkit.metrics import LogitDiff, Metric
 from circuitkit.patchers import Mean, Patcher, Zero

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Score = Callable[[Float[Tensor, "row d_vocab"]], Float[Tensor, "row"]]
+Score = Callable[[Float[Tensor, "row d_vocab"]], Float[Tensor, " row"]]
 """The metric of some prompts."""
 
 
@@ -35,11 +35,11 @@ class DensePass(ABC):
             rows: The prompts.
         """
 
-    def total(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Float[Tensor, "unit"]:
+    def total(self, mask: Float[Tensor, " unit"], rows: slice, score: Score) -> Float[Tensor, " unit"]:
         """The derivative of the sum of some prompts' metrics by the mask."""
         return self._derivative(mask[None], rows, score)[0]
 
-    def each(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Float[Tensor, "row unit"]:
+    def each(self, mask: Float[Tensor, " unit"], rows: slice, score: Score) -> Float[Tensor, "row unit"]:
         """The derivative of each prompt's metric by the mask."""
         return self._derivative(mask.expand(rows.stop - rows.start, -1), rows, score)
 

@@ -176,12 +176,12 @@ class DenseEdges(DensePass):
 
     # --- The full mask --------------------------------------------------------------------------------------------------------------
 
-    def total(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Float[Tensor, "unit"]:
+    def total(self, mask: Float[Tensor, " unit"], rows: slice, score: Score) -> Float[Tensor, " unit"]:
         if bool((mask != 1).any()):
             return super().total(mask, rows, score)
         return self._contracted(*self._at_full_mask(rows, score))
 
-    def each(self, mask: Float[Tensor, "unit"], rows: slice, score: Score) -> Float[Tensor, "row unit"]:
+    def each(self, mask: Float[Tensor, " unit"], rows: slice, score: Score) -> Float[Tensor, "row unit"]:
         if bool((mask != 1).any()):
             return super().each(mask, rows, score)
         differences, entered, grads = self._at_full_mask(rows, score)
@@ -218,7 +218,7 @@ class DenseEdges(DensePass):
         found = torch.autograd.grad(score(logits).sum(), list(taps.values()))
         return differences.of([part.detach() for part in differences.parts]), entered, dict(zip(taps, found, strict=True))
 
-    def _contracted(self, differences: Differences, entered: dict[Any, Tensor], grads: dict[Any, Tensor]) -> Float[Tensor, "unit"]:
+    def _contracted(self, differences: Differences, entered: dict[Any, Tensor], grads: dict[Any, Tensor]) -> Float[Tensor, " unit"]:
         """Of each edge the gradient at its receiver times what its sender computes minus what the patcher gives, summed over tokens."""
         parts = [part.flatten(0, 1) for part in differences.parts]
         entered, grads = ({key: value.flatten(0, 1) for key, value in table.items()} for table in (entered, grads))

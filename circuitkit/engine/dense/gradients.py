@@ -84,7 +84,7 @@ class Gradients:
         self._budget = RowBudget(model, prompts.n_pos, _rows_a_pass(model, prompts.n_pos, max_rows))
         self._budget.rows = min(self._budget.rows, len(prompts))
 
-    def grad(self, mask: Tensor | None = None, rules: Rules | str = "plain") -> Float[Tensor, "unit"]:
+    def grad(self, mask: Tensor | None = None, rules: Rules | str = "plain") -> Float[Tensor, " unit"]:
         """The derivative of the mean metric by each unit's mask.
 
         Args:
@@ -154,7 +154,7 @@ class Gradients:
         """The metric of some prompts; ``clean`` says that the run itself is the untouched model."""
         prompts = self._prompts.take(range(rows.start, rows.stop))
 
-        def score(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row"]:
+        def score(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, " row"]:
             untouched = logits.detach() if clean else self._untouched(rows)
             return self._metric.score(logits, prompts, clean_logits=untouched)
 
@@ -164,7 +164,7 @@ class Gradients:
         with torch.no_grad():
             return differentiable.logits(self._model, self._prompts.clean[rows], **self._prompts.padding(rows))
 
-    def _checked(self, mask: Tensor) -> Float[Tensor, "unit"]:
+    def _checked(self, mask: Tensor) -> Float[Tensor, " unit"]:
         if mask.shape != (self._n_units,):
             raise MeasurementError(
                 f"A soft mask has one number for each of the {self._n_units} units of its universe, found a tensor of {tuple(mask.shape)}."

@@ -38,9 +38,9 @@ class Slots:
         width: How many slots the site has.
     """
 
-    places: Int[Tensor, "some"]
-    slots: Int[Tensor, "some"]
-    spans: Int[Tensor, "some"]
+    places: Int[Tensor, " some"]
+    slots: Int[Tensor, " some"]
+    spans: Int[Tensor, " some"]
     width: int
 
     def spread(

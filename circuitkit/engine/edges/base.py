@@ -88,7 +88,7 @@ class EdgeEngine(Engine):
             raise ConfigError(unknown_choice("way to treat MLPs (mlps)", mlps, ("recompute", "freeze")))
         if level not in (Level.EDGE, Level.EDGE_QKV):
             raise ConfigError(unknown_choice("level of edges", level, (Level.EDGE, Level.EDGE_QKV)))
-        self.mask: Bool[Tensor, "node"] = circuit.mask(engine.universe)
+        self.mask: Bool[Tensor, " node"] = circuit.mask(engine.universe)
         if not self.mask.any():
             raise CircuitError("The circuit is empty, so there are no edges in it. Take another one.")
         universe = EdgeUniverse(circuit.nodes, Level(level), model.is_parallel)

@@ -59,7 +59,7 @@ class PackedEdges(EdgeEngine):
         self.passes.in_slices(lambda rows: self._single.fill(edges, rows, values, share))
         return values[places]
 
-    def score(self, masks: Masks, base: Bool[Tensor, "edge"] | None = None) -> Values:
+    def score(self, masks: Masks, base: Bool[Tensor, " edge"] | None = None) -> Values:
         masks = self.checked(masks, base)
         starts = torch.tensor([self._pruned.first_layer(mask) for mask in masks])
         values = torch.empty(len(masks), len(self.prompts))

@@ -40,7 +40,7 @@ class EdgePasses:
         sent: What removed edges carry.
     """
 
-    def __init__(self, engine: PackedEngine, universe: EdgeUniverse, mask: Bool[Tensor, "node"], patcher: Patcher) -> None:
+    def __init__(self, engine: PackedEngine, universe: EdgeUniverse, mask: Bool[Tensor, " node"], patcher: Patcher) -> None:
         self.model = engine.model
         self.universe = universe
         self.layers = CircuitLayers(engine.model, mask, engine.replacements(mask), engine.prompts, skip=engine.skips)
@@ -98,7 +98,7 @@ class EdgePasses:
         return self._engine.measure(logits.unflatten(0, (-1, rows.stop - rows.start)), rows)
 
     def copies(self, rows: slice) -> int:
-        return max(1, self._engine.budget.rows // (rows.stop - rows.start))
+        return max(1, self._engine.budget.rows // int(rows.stop - rows.start))
 
     def in_slices(self, fill: Callable[[slice], None]) -> None:
         """Calls for one slice of the prompts after the other; with smaller ones if memory runs out."""

@@ -58,7 +58,7 @@ class CircuitLayers:
     """
 
     def __init__(
-        self, model: HookedModel, mask: Bool[Tensor, "node"], replacements: Replacements, prompts: PromptSet, *, skip: bool
+        self, model: HookedModel, mask: Bool[Tensor, " node"], replacements: Replacements, prompts: PromptSet, *, skip: bool
     ) -> None:
         self.model = model
         members = model.universe.members(mask)

@@ -29,7 +29,7 @@ class PrunedEdges:
     def __init__(self, passes: EdgePasses) -> None:
         self._passes = passes
 
-    def first_layer(self, mask: Bool[Tensor, "edge"]) -> int:
+    def first_layer(self, mask: Bool[Tensor, " edge"]) -> int:
         """The first layer into which an edge is removed: the number of layers if only into the logits, one more if none is."""
         receivers = {edge.dst for edge, kept in zip(self._passes.universe.edges, mask.tolist(), strict=True) if not kept}
         n_layers = self._passes.model.n_layers
@@ -105,7 +105,7 @@ class _Removed:
         """What a receiver reads, of what its neighbours read."""
         if dst not in self._into:
             return resid
-        changed = resid.float().unflatten(0, (self._n_masks, -1))
+        changed: Tensor = resid.float().unflatten(0, (self._n_masks, -1))
         for src, removed in self._into[dst].items():
             changed = changed + removed.float().view(-1, 1, 1, 1).to(resid.device) * shifts[src].to(resid.device)
         return changed.flatten(0, 1).to(resid.dtype)

@@ -85,7 +85,7 @@ class ReferenceEdges(EdgeEngine):
             values[mine] = self._values(self._patched, [self.universe.unit(self.universe.index(units[place])) for place in mine])
         return values
 
-    def score(self, masks: Masks, base: Bool[Tensor, "edge"] | None = None) -> Values:
+    def score(self, masks: Masks, base: Bool[Tensor, " edge"] | None = None) -> Values:
         return self._values(self._pruned, list(self.checked(masks, base)))
 
     def _values(self, run: Callable[[Any], Seen], wanted: Sequence[Any]) -> Values:
@@ -119,7 +119,7 @@ class ReferenceEdges(EdgeEngine):
         ports = dict.fromkeys(PORTS if edge.dst.port is None else (edge.dst.port,), read)
         return self._run(Given(z=self._head_reading(edge.dst.component_of_port, ports, Given())))
 
-    def _pruned(self, mask: Bool[Tensor, "edge"]) -> Seen:
+    def _pruned(self, mask: Bool[Tensor, " edge"]) -> Seen:
         """A mask: receivers in causal order, each given what it reads when removed senders are as in the corrupt run."""
         removed = [edge for edge, kept in zip(self.universe.edges, mask.tolist(), strict=True) if not kept]
         given = Given()
@@ -178,7 +178,8 @@ class ReferenceEdges(EdgeEngine):
         alone = gives.new_zeros(*gives.shape[:-1], self.model.n_heads, gives.shape[-1])
         alone[..., node.head, :] = gives
         with torch.no_grad():
-            return self.engine.model.module(node.layer, "out_proj")(alone.flatten(-2))
+            projected: Tensor = self.engine.model.module(node.layer, "out_proj")(alone.flatten(-2))
+        return projected
 
     def _heads(self, seen: Seen, layer: int) -> dict[Node, Tensor]:
         return {Node.of_head(layer, head): z for head, z in enumerate(seen.z[layer].unbind(-2))}
@@ -207,7 +208,7 @@ class ReferenceEdges(EdgeEngine):
             return given.embedding if layer == 0 and given.embedding is not None else value
 
         def heads(value: Tensor) -> Tensor:
-            z = value.unflatten(-1, (model.n_heads, -1)).clone()
+            z: Tensor = value.unflatten(-1, (model.n_heads, -1)).clone()
             for node, new in given.z.items():
                 if node.layer == layer:
                     z[..., node.head, :] = new
@@ -248,7 +249,7 @@ class ReferenceEdges(EdgeEngine):
         paths = architecture.query_key_value
 
         def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-            new = {port: module.forward(norm.forward(read)) for port, read in ports.items()}
+            new: dict[str, Tensor] = {port: module.forward(norm.forward(read)) for port, read in ports.items()}
             if len(paths) == 3:
                 return new.get(PORTS[paths.index(path)], out)
             if architecture.fused_by_head:

@@ -55,7 +55,7 @@ class ReferenceEngine(NodeEngine):
         self._encoded: dict[Place, coordinates.Encoded] = {}
         self._plain = self._sources(removed_heads=()) if self.patcher.needs.source != "none" else {}
 
-    def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
+    def passes(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:
         for index, mask in enumerate(masks):
             removed = [node for node, kept in zip(self.universe.nodes, mask.tolist(), strict=True) if not kept]
             sources = self._sources_for(removed)

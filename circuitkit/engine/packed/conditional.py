@@ -33,7 +33,7 @@ class ConditionalMeans:
         dtype: Of the means.
     """
 
-    def __init__(self, lane: Lane, layout: Layout, plain: Replacements, groups: Int[Tensor, "prompt"], dtype: torch.dtype) -> None:
+    def __init__(self, lane: Lane, layout: Layout, plain: Replacements, groups: Int[Tensor, " prompt"], dtype: torch.dtype) -> None:
         self._lane = lane
         self._layout = layout
         self._plain = plain
@@ -41,7 +41,7 @@ class ConditionalMeans:
         self._dtype = dtype
         self._held: dict[Key, Tensor] = {}
 
-    def __call__(self, masks: Masks, base: Bool[Tensor, "node"]) -> Replacements:
+    def __call__(self, masks: Masks, base: Bool[Tensor, " node"]) -> Replacements:
         """Replacements for masks that were made from ``base``, computing what is missing."""
         wanted = self._wanted(masks)
         missing = {key: place for (place, _), key in wanted.items() if key not in self._held}
@@ -67,7 +67,7 @@ class ConditionalMeans:
             if not mlps[place, layer].all()
         }
 
-    def _compute(self, masks: Masks, base: Bool[Tensor, "node"], missing: dict[Key, int]) -> None:
+    def _compute(self, masks: Masks, base: Bool[Tensor, " node"], missing: dict[Key, int]) -> None:
         """Runs the corrupt prompts with heads replaced and MLPs left, as far as the deepest mean that is missing."""
         places = sorted(set(missing.values()))
         layers = {place: {layer for (layer, _), owner in missing.items() if owner == place} for place in places}

@@ -39,7 +39,7 @@ class Source:
     coordinates: Float[Tensor, "entry pos feature"]
     error: Float[Tensor, "entry pos width"]
 
-    def of(self, entries: Int[Tensor, "prompt"]) -> Source:
+    def of(self, entries: Int[Tensor, " prompt"]) -> Source:
         """The entry of each prompt."""
         if len(self.coordinates) == 1:
             return self
@@ -83,7 +83,7 @@ class CoordinateEdits:
         patcher: Patcher,
         means: dict[Place, Source],
         runs: dict[Place, Seen],
-        entries: Int[Tensor, "prompt"],
+        entries: Int[Tensor, " prompt"],
         n_pos: int,
     ) -> None:
         self._featurizers = featurizers

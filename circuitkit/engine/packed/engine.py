@@ -93,7 +93,7 @@ class PackedEngine(NodeEngine):
         """Whether keys and values are held, so that only positions from the first edit on are computed."""
         return self._clean_lane.cone
 
-    def passes(self, masks: Masks, base: Bool[Tensor, "node"] | None = None) -> Iterator[tuple[Int[Tensor, "some"], slice, Logits]]:
+    def passes(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:
         for part, logits in self._clean_lane.run(masks, self._replacements_for, base):
             assert logits is not None
             yield part.masks, part.rows, logits.unflatten(0, (len(part.masks), -1))
@@ -106,7 +106,7 @@ class PackedEngine(NodeEngine):
 
         return PackedEdges(self, circuit, **options)
 
-    def replacements(self, mask: Bool[Tensor, "node"]) -> Replacements:
+    def replacements(self, mask: Bool[Tensor, " node"]) -> Replacements:
         """What removed components are replaced by when this mask is what is left."""
         return self._replacements_for(mask[None], mask)
 

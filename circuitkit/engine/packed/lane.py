@@ -23,7 +23,7 @@ from circuitkit.engine.packed.trunk import Trunk, Watch
 from circuitkit.models.cache import keys_values, new_cache, prefix_cache, sliding_window
 from circuitkit.models.hooked import HookedModel
 
-ReplacementsFor = Callable[[Masks, Bool[Tensor, "node"]], Replacements]
+ReplacementsFor = Callable[[Masks, Bool[Tensor, " node"]], Replacements]
 """Gives what removed components are replaced by for some masks, and the mask from which they were made."""
 
 
@@ -110,10 +110,10 @@ class Lane:
         self,
         masks: Masks,
         replacements_for: ReplacementsFor,
-        base: Bool[Tensor, "node"] | None = None,
+        base: Bool[Tensor, " node"] | None = None,
         *,
         stop: int | None = None,
-        latest: Int[Tensor, "mask"] | None = None,
+        latest: Int[Tensor, " mask"] | None = None,
         see_mlp: Callable[[Pack], SeeMlp] | None = None,
     ) -> Iterator[tuple[Pack, Tensor | None]]:
         """Runs masks, packed.
@@ -152,7 +152,7 @@ class Lane:
 
         yield from within_memory(packs, run, self._budget, lambda part: part.split(self._budget.rows))
 
-    def extend(self, mask: Bool[Tensor, "node"], until: int, replacements_for: ReplacementsFor) -> list[Tensor]:
+    def extend(self, mask: Bool[Tensor, " node"], until: int, replacements_for: ReplacementsFor) -> list[Tensor]:
         """Holds the states under ``mask`` up to layer ``until``, if they are not held.
 
         Args:
@@ -239,14 +239,14 @@ class Lane:
         self._work.add(len(ids), last - entry, ids.shape[1], corrupt=self._corrupt)
         return None if logits is None else self._prompts.scored(logits)
 
-    def _cuts(self, masks: Masks) -> Int[Tensor, "mask"]:
+    def _cuts(self, masks: Masks) -> Int[Tensor, " mask"]:
         """For each mask the first position that has to be computed."""
         n_pos = self._ids.shape[1]
         if not (self.cone and self.trunk.has_all_keys_values):
             return torch.zeros(len(masks), dtype=torch.long)
         return self._layout.first_position(masks, self.trunk.mask).clamp(min=self._prefix, max=n_pos - self._prompts.n_scored)
 
-    def _worth_holding(self, masks: Masks, base: Bool[Tensor, "node"], firsts: Int[Tensor, "mask"]) -> int:
+    def _worth_holding(self, masks: Masks, base: Bool[Tensor, " node"], firsts: Int[Tensor, " mask"]) -> int:
         """The layer up to which it pays to hold the states under ``base``."""
         # As deep as two masks need it: to hold one more layer costs what it saves a single mask.
         shared = int(firsts.sort().values[-2:][0])

@@ -26,9 +26,9 @@ class Coordinates:
         error: The place of the error term, likewise.
     """
 
-    slots: Int[Tensor, "some"]
+    slots: Int[Tensor, " some"]
     places: Int[Tensor, "some span"]
-    error: Int[Tensor, "span"]
+    error: Int[Tensor, " span"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Removed:
         keep_error: True where the error term is kept.
     """
 
-    slots: Int[Tensor, "some"]
+    slots: Int[Tensor, " some"]
     keep: Bool[Tensor, "mask prompt pos some"]
     keep_error: Bool[Tensor, "mask prompt pos"]
 
@@ -76,7 +76,7 @@ class Layout:
         always = torch.ones(len(masks), 1, dtype=torch.bool)
         return torch.cat([masks, always], 1)[:, self._places]
 
-    def removed(self, mask: Bool[Tensor, "unit"], most: int = 6) -> str:
+    def removed(self, mask: Bool[Tensor, " unit"], most: int = 6) -> str:
         """The first few units that a mask removes, for people."""
         places = (~mask).nonzero().flatten().tolist()
         names = ", ".join(str(self.universe.unit(place)) for place in places[:most]) or "nothing"
@@ -88,13 +88,13 @@ class Layout:
         masks[:, self.universe.places_of(Kind.MLP)[0]] = True
         return masks
 
-    def first_difference(self, masks: Masks, base: Bool[Tensor, "unit"]) -> Int[Tensor, "mask"]:
+    def first_difference(self, masks: Masks, base: Bool[Tensor, " unit"]) -> Int[Tensor, " mask"]:
         """For each mask the first layer in which it differs from ``base``; the number of layers if it does not."""
         differs = masks != base
         first = differs.view(torch.uint8).argmax(-1)  # the first of the largest: units are in the order of layers
         return torch.where(differs.any(-1), self.universe.layers[first], self.universe.n_layers)
 
-    def first_position(self, masks: Masks, base: Bool[Tensor, "unit"]) -> Int[Tensor, "mask"]:
+    def first_position(self, masks: Masks, base: Bool[Tensor, " unit"]) -> Int[Tensor, " mask"]:
         """For each mask the first position, in any prompt, at which it differs from ``base``; 0 where units cover all positions."""
         if self.span_at is None:
             return torch.zeros(len(masks), dtype=torch.long)

@@ -107,8 +107,8 @@ def free_bytes(device: torch.device) -> int:
     """Memory that can be had now."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return psutil.virtual_memory().available
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(psutil.virtual_memory().available)
 
 
 def row_bytes(model: HookedModel, n_pos: int) -> int:

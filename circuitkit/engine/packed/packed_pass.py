@@ -116,7 +116,7 @@ class PackedPass:
         layer.z = self._narrowed(index, z if keep.all() else self._edited(index, keep, z))
 
     def _sliced_out(
-        self, index: int, keep: Tensor, live: Bool[Tensor, "head"], z: Float[Tensor, "row pos head d_head"]
+        self, index: int, keep: Tensor, live: Bool[Tensor, " head"], z: Float[Tensor, "row pos head d_head"]
     ) -> Float[Tensor, "row pos d_model"]:
         """What an attention adds whose heads are only those that are live, and a constant."""
         assert self._sliced is not None
@@ -190,7 +190,7 @@ class PackedPass:
         return self._rows_of(out.flatten(0, -3))
 
     def _edited(
-        self, index: int, keep: Tensor, z: Float[Tensor, "row pos some d_head"], some: Bool[Tensor, "head"] | None = None
+        self, index: int, keep: Tensor, z: Float[Tensor, "row pos some d_head"], some: Bool[Tensor, " head"] | None = None
     ) -> Float[Tensor, "row pos some d_head"]:
         """Heads' outputs with those replaced that are not kept: of all heads, or of some."""
         z = z.unflatten(0, (len(keep), self._n_prompts))

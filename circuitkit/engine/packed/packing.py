@@ -23,7 +23,7 @@ class Pack:
         cut: First position that is computed; before it no mask differs from the trunk.
     """
 
-    masks: Int[Tensor, "some"]
+    masks: Int[Tensor, " some"]
     rows: slice
     start: int
     cut: int = 0
@@ -31,7 +31,7 @@ class Pack:
     @property
     def n_rows(self) -> int:
         """Rows of the pass."""
-        return len(self.masks) * (self.rows.stop - self.rows.start)
+        return len(self.masks) * int(self.rows.stop - self.rows.start)
 
     def split(self, max_rows: int) -> list[Pack]:
         """The same work in passes of at most so many rows."""
@@ -44,7 +44,9 @@ class Pack:
         return [Pack(part, self.rows, self.start, self.cut) for part in self.masks.split(n_masks)]
 
 
-def pack(masks: Masks, starts: Int[Tensor, "mask"], cuts: Int[Tensor, "mask"], layout: Layout, n_prompts: int, max_rows: int) -> list[Pack]:
+def pack(
+    masks: Masks, starts: Int[Tensor, " mask"], cuts: Int[Tensor, " mask"], layout: Layout, n_prompts: int, max_rows: int
+) -> list[Pack]:
     """Groups masks that start at the same layer and position and leave the same modules uncomputed, and fills passes with them.
 
     Args:

@@ -34,7 +34,7 @@ class Collected:
     runs: dict[Place, Seen] = field(default_factory=dict)
 
 
-def entries(needs: Needs, prompts: PromptSet) -> Int[Tensor, "prompt"]:
+def entries(needs: Needs, prompts: PromptSet) -> Int[Tensor, " prompt"]:
     """Which entry of the collected activations belongs to which prompt."""
     if needs.source == "run":
         return torch.arange(len(prompts))
@@ -63,7 +63,7 @@ def unchanged_prefix(prompts: PromptSet, patcher: Patcher) -> int:
 class GroupMean:
     """A mean over rows, group by group, in float64 while it grows. Final."""
 
-    def __init__(self, groups: Int[Tensor, "prompt"]) -> None:
+    def __init__(self, groups: Int[Tensor, " prompt"]) -> None:
         self._groups = groups
         self._counts = torch.bincount(groups)
         self._sum: Tensor | None = None
@@ -171,7 +171,7 @@ class Replacements:
 
     def heads(
         self, layer: int, z: Float[Tensor, "mask prompt pos head d_head"] | None, rows: slice
-    ) -> Float[Tensor, "*mask prompt pos head d_head"]:
+    ) -> Float[Tensor, "*any_mask #prompt all_pos head d_head"]:
         """Values for all heads of a layer. ``z`` is what they compute now; it may be left out if the patcher does not read it."""
         if self._patcher.reads_activation:
             assert z is not None
@@ -185,7 +185,7 @@ class Replacements:
 
     def mlp(
         self, layer: int, out: Float[Tensor, "mask prompt pos d_model"] | None, rows: slice
-    ) -> Float[Tensor, "*mask prompt pos d_model"]:
+    ) -> Float[Tensor, "*any_mask #prompt all_pos d_model"]:
         """Values for the MLP of a layer, likewise."""
         site = Node.of_mlp(layer)
         if self._patcher.reads_activation:

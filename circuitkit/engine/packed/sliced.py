@@ -28,7 +28,7 @@ class SlicedAttention:
         self._slices = HeadSlices(model)
         self._constants: dict[int, tuple[Heads, Tensor]] = {}
 
-    def project(self, layer: Layer, live: Bool[Tensor, "head"], *, last: bool) -> None:
+    def project(self, layer: Layer, live: Bool[Tensor, " head"], *, last: bool) -> None:
         """Computes queries, keys and values in a pass for some heads alone.
 
         Args:
@@ -46,12 +46,12 @@ class SlicedAttention:
         layer.skip_projections((queries, _spread(keys, read_heads, shape), _spread(values, read_heads, shape)))
 
     def out(
-        self, layer: int, live: Bool[Tensor, "head"], z: Float[Tensor, "row pos some d_head"]
+        self, layer: int, live: Bool[Tensor, " head"], z: Float[Tensor, "row pos some d_head"]
     ) -> Float[Tensor, "row pos d_model"]:
         """What some heads add to the residual stream together, without the bias."""
         return self._slices.out(layer, places(live), z)
 
-    def constant(self, layer: int, live: Bool[Tensor, "head"], replacements: Replacements) -> Float[Tensor, "entry pos d_model"]:
+    def constant(self, layer: int, live: Bool[Tensor, " head"], replacements: Replacements) -> Float[Tensor, "entry pos d_model"]:
         """What all other heads add, with the bias: a table to pick prompts from. Held for the heads asked for last."""
         heads = places(live)
         if layer not in self._constants or self._constants[layer][0] != heads:
@@ -62,12 +62,12 @@ class SlicedAttention:
         return self._constants[layer][1]
 
 
-def live_heads(keep: Bool[Tensor, "mask prompt pos head"]) -> Bool[Tensor, "head"]:
+def live_heads(keep: Bool[Tensor, "mask prompt pos head"]) -> Bool[Tensor, " head"]:
     """Which heads some row keeps somewhere."""
     return keep.flatten(0, -2).any(0)
 
 
-def places(live: Bool[Tensor, "head"]) -> Heads:
+def places(live: Bool[Tensor, " head"]) -> Heads:
     """Their numbers."""
     return tuple(live.nonzero().flatten().tolist())
 

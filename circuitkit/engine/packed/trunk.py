@@ -30,7 +30,7 @@ class Watch:
     resid: dict[int, Tensor]
     z: dict[int, Tensor]
     kv: dict[int, KeysValues]
-    known: dict[int, Bool[Tensor, "head"]]
+    known: dict[int, Bool[Tensor, " head"]]
 
     @classmethod
     def of(cls, layers: range, stride: int) -> Watch:
@@ -42,7 +42,7 @@ class Watch:
         if layer.index in self.layers:
             self.resid[layer.index] = layer.resid
 
-    def see_z(self, layer: int, z: Tensor, known: Bool[Tensor, "head"]) -> None:
+    def see_z(self, layer: int, z: Tensor, known: Bool[Tensor, " head"]) -> None:
         """To be called with the heads' outputs as computed, and of which heads they mean something."""
         if layer in self.layers:
             self.z[layer], self.known[layer] = z, known
@@ -62,11 +62,11 @@ class Trunk:
 
     def __init__(self, model: HookedModel, layout: Layout, n_prompts: int, n_pos: int) -> None:
         self.layout = layout
-        self.mask: Bool[Tensor, "node"] = layout.universe.full()
+        self.mask: Bool[Tensor, " node"] = layout.universe.full()
         self.depth = -1
         self._resid: dict[int, Float[Tensor, "prompt pos d_model"]] = {}
         self._z: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}
-        self._known: dict[int, Bool[Tensor, "head"]] = {}
+        self._known: dict[int, Bool[Tensor, " head"]] = {}
         self._outs: dict[tuple[int, int, int], Float[Tensor, "prompt pos d_model"]] = {}
         self._model = model
         self._n_layers = model.n_layers
@@ -75,7 +75,7 @@ class Trunk:
         fitting = max(1, int(0.3 * free_bytes(model.device) // a_layer))
         self.stride = -(-model.n_layers // fitting)
 
-    def valid_until(self, mask: Bool[Tensor, "node"]) -> int:
+    def valid_until(self, mask: Bool[Tensor, " node"]) -> int:
         """Deepest layer whose state holds for this mask too; -1 if there is none."""
         return min(self.depth, int(self.layout.first_difference(mask[None], self.mask)))
 
@@ -94,7 +94,7 @@ class Trunk:
         held = self._resid.get(layer)
         return None if held is None else held[rows]
 
-    def z(self, layer: int, rows: slice, live: Bool[Tensor, "head"]) -> Tensor | None:
+    def z(self, layer: int, rows: slice, live: Bool[Tensor, " head"]) -> Tensor | None:
         """The outputs of the layer's heads before replacement, likewise; None too where one of ``live`` was not computed.
 
         Those of other heads may mean nothing.
@@ -115,7 +115,7 @@ class Trunk:
             self._outs[key] = self._model.project(layer, self._z[layer][rows])
         return self._outs[key]
 
-    def replace(self, mask: Bool[Tensor, "node"], start: int, depth: int, watches: list[Watch]) -> None:
+    def replace(self, mask: Bool[Tensor, " node"], start: int, depth: int, watches: list[Watch]) -> None:
         """Takes over the states of a run under ``mask`` that started at layer ``start`` and reached ``depth``.
 
         Args:

@@ -42,7 +42,7 @@ class Drift:
     flipped: int
 
     @classmethod
-    def between(cls, half: Float[Tensor, "mask"], single: Float[Tensor, "mask"], threshold: float | None, n_prompts: int) -> Drift:
+    def between(cls, half: Float[Tensor, " mask"], single: Float[Tensor, " mask"], threshold: float | None, n_prompts: int) -> Drift:
         """Compares scores in %; ``threshold`` is a share, as methods have it."""
         apart = (half - single).abs()
         flipped = 0 if threshold is None else int(((half > 100 * threshold) != (single > 100 * threshold)).sum())

@@ -108,7 +108,7 @@ class Activity:
         """Return the Gram matrix `[heads, size, size]` of each head's block of a projection."""
         # GPT-2's Conv1D holds [in, out], torch's Linear [out, in].
         weight = module.weight.T if isinstance(module, nn.Linear) else module.weight
-        blocks = weight.unflatten(0, (self._n_heads, -1))
+        blocks: Tensor = weight.unflatten(0, (self._n_heads, -1))
         return blocks @ blocks.mT
 
     def cost(self, ids: Tensor, weights: Tensor) -> Tensor:
