@@ -70,7 +70,7 @@ def split(model: HookedModel, outs: list[Tensor]) -> tuple[Tensor, Tensor, Tenso
     """Queries, keys and values of what the projections of a layer give, each ... x head x d_head; views."""
     if len(outs) == 1:
         if model.architecture.fused_by_head:
-            return outs[0].unflatten(-1, (model.n_heads, 3, -1)).unbind(-2)  # type: ignore[return-value]
+            return outs[0].unflatten(-1, (model.n_heads, 3, -1)).unbind(-2)
         outs = list(outs[0].chunk(3, -1))
     q, k, v = (outs[0].unflatten(-1, (model.n_heads, -1)), *(out.unflatten(-1, (model.n_kv_heads, -1)) for out in outs[1:]))
     return q, k, v

@@ -108,5 +108,5 @@ class HeadSlices:
 
 
 def _matrix(module: nn.Module) -> Float[Tensor, "out in"]:
-    weight: Tensor = module.weight.detach()  # type: ignore[operator, assignment]
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     return weight.T if type(module) is Conv1D else weight

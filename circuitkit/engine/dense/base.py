@@ -27,7 +27,7 @@ class DensePass(ABC):
         """Runs the corrupt prompts, if the patcher needs them and they have not been run."""
 
     @abstractmethod
-    def logits(self, masks: Float[Tensor, "row_or_1 unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, masks: Float[Tensor, "#row unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
         """Logits at the last position, float32 at least, differentiable by the masks.
 
         Args:
@@ -43,6 +43,6 @@ class DensePass(ABC):
         """The derivative of each prompt's metric by the mask."""
         return self._derivative(mask.expand(rows.stop - rows.start, -1), rows, score)
 
-    def _derivative(self, masks: Float[Tensor, "row_or_1 unit"], rows: slice, score: Score) -> Tensor:
+    def _derivative(self, masks: Float[Tensor, "#row unit"], rows: slice, score: Score) -> Tensor:
         masks = masks.detach().clone().requires_grad_()
         return torch.autograd.grad(score(self.logits(masks, rows)).sum(), masks)[0]

@@ -23,7 +23,8 @@ def blend(act: Float[Tensor, "..."], value: Float[Tensor, "..."], mask: Float[Te
         mask: Of the accumulator's dtype; broadcasts to ``act``.
         whole: Whether the mask is 1 throughout, so that nothing has to be computed until the way back.
     """
-    return _Blend.apply(act, value, mask, whole)
+    blended: Tensor = _Blend.apply(act, value, mask, whole)
+    return blended
 
 
 class _Blend(torch.autograd.Function):
@@ -36,7 +37,7 @@ class _Blend(torch.autograd.Function):
         return torch.lerp(value.to(mask.dtype), act.to(mask.dtype), mask).to(act.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         act, value, mask = ctx.saved_tensors
         of_act, of_value, of_mask = ctx.needs_input_grad[:3]
         by_act = (grad if ctx.whole else (grad * mask).to(act.dtype)) if of_act else None

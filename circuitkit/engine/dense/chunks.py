@@ -26,7 +26,7 @@ Make = Callable[..., Float[Tensor, "token ..."]]
 
 
 def by_chunks(
-    make: Make, weights: Float[Tensor, "row_or_1 ..."], tensors: Sequence[Float[Tensor, "row pos ..."]], shape: Sequence[int], width: int
+    make: Make, weights: Float[Tensor, "#row ..."], tensors: Sequence[Float[Tensor, "row pos ..."]], shape: Sequence[int], width: int
 ) -> Float[Tensor, "row pos ..."]:
     """Applies a function of each token to rows x positions, differentiable by everything it is given.
 
@@ -37,7 +37,8 @@ def by_chunks(
         shape: Of its value for one token.
         width: How many vectors as wide as the first tensor it holds for one token.
     """
-    return _ByChunks.apply(make, tuple(shape), width, weights, *tensors)
+    made: Tensor = _ByChunks.apply(make, tuple(shape), width, weights, *tensors)
+    return made
 
 
 class _ByChunks(torch.autograd.Function):
@@ -52,7 +53,7 @@ class _ByChunks(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, *tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
         found = [torch.zeros_like(given) if want else None for given, want in zip((weights, *tensors), wanted, strict=True)]

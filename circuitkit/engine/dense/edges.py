@@ -101,13 +101,14 @@ class DenseEdges(DensePass):
 
     # --- Any mask -------------------------------------------------------------------------------------------------------------------
 
-    def logits(self, masks: Float[Tensor, "row_or_1 unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, masks: Float[Tensor, "#row unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
         differences = Differences(self._matrices)
         entered: dict[int, Tensor] = {}
         removed = 1 - masks
 
         def of(reading: Reading) -> Tensor:
-            return removed[:, reading.edges].unflatten(1, (reading.receivers, reading.senders))
+            there: Tensor = removed[:, reading.edges].unflatten(1, (reading.receivers, reading.senders))
+            return there
 
         def stream(reading: Reading, resid: Tensor) -> Tensor:
             """What a single receiver reads."""
@@ -284,7 +285,8 @@ class DenseEdges(DensePass):
 
     @property
     def _final_norm(self) -> torch.nn.Module:
-        return self._model.hf.get_submodule(self._model.architecture.final_norm)
+        norm: torch.nn.Module = self._model.hf.get_submodule(self._model.architecture.final_norm)
+        return norm
 
     def _found(self, universe: EdgeUniverse) -> dict[tuple[str, int], Reading]:
         """The points at which receivers read, in causal order."""
@@ -310,4 +312,5 @@ def _mixed(
     removed: Float[Tensor, "receiver sender"], resid: Float[Tensor, "token d_model"], written: Float[Tensor, "sender token d_model"]
 ) -> Float[Tensor, "receiver token d_model"]:
     """The streams that receivers read."""
-    return resid + (removed.to(written) @ written.flatten(1)).unflatten(1, resid.shape)
+    added: Tensor = (removed.to(written) @ written.flatten(1)).unflatten(1, resid.shape)
+    return resid + added

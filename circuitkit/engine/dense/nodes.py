@@ -44,8 +44,8 @@ class Slots:
     width: int
 
     def spread(
-        self, masks: Float[Tensor, "row_or_1 unit"], span_at: Int[Tensor, "row pos"] | None, n_spans: int
-    ) -> Float[Tensor, "row_or_1 pos_or_1 slot"]:
+        self, masks: Float[Tensor, "#row unit"], span_at: Int[Tensor, "row pos"] | None, n_spans: int
+    ) -> Float[Tensor, "#row #pos slot"]:
         """The mask of every slot at every position; 1 for what is no unit."""
         table = masks.new_ones(len(masks), n_spans + 1, self.width)
         table = table.index_put((torch.arange(len(masks))[:, None], self.spans, self.slots), masks[:, self.places])
@@ -82,7 +82,7 @@ class DenseNodes(DensePass):
     def prepare(self, rows_a_pass: int) -> None:
         self._values.collect(rows_a_pass)
 
-    def logits(self, masks: Float[Tensor, "row_or_1 unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, masks: Float[Tensor, "#row unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
         span_at = None if self._span_at is None else self._span_at[rows]
         edits = {place: partial(self._blended, place, masks, span_at, rows) for place in self._at}
         with differentiable.edited(self._model, edits):

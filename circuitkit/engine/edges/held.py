@@ -90,7 +90,7 @@ class EdgePasses:
             self._engine.work.add(len(resid), n_layers - layer, resid.shape[1], corrupt=False)
         return self.layers.logits(layer, resid, rows, z)
 
-    def scored(self, resid: Resid) -> Resid:
+    def scored(self, resid: Resid) -> Float[Tensor, "row some d_model"]:
         """The positions that are scored, which are all that the logits there depend on behind the last layer."""
         return resid[:, -self._engine.prompts.n_scored :]
 

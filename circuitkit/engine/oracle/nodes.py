@@ -91,7 +91,7 @@ class ReferenceEngine(NodeEngine):
                 yield slice(first, end)
                 first = end
 
-    def unpadded(self, ids: TokenIds, rows: slice) -> TokenIds:
+    def unpadded(self, ids: TokenIds, rows: slice) -> Int[Tensor, "row own_pos"]:
         """Token ids of some prompts of equal length, without their padding."""
         return ids[rows, int(self.prompts.pads[rows.start]) :]
 

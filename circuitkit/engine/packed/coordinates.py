@@ -135,8 +135,8 @@ class CoordinateEdits:
         return Source(*self._featurizers[place].encode(*self._runs[place].of(rows)))
 
     def _value(
-        self, node: Node, act: Float[Tensor, "*unit mask prompt pos d"], source: Float[Tensor, "*unit entry pos d"] | None
-    ) -> Float[Tensor, "*unit mask prompt pos d"]:
+        self, node: Node, act: Float[Tensor, "*unit mask prompt pos d"], source: Float[Tensor, "*unit entry all_pos d"] | None
+    ) -> Float[Tensor, "*unit #mask #prompt pos d"]:
         """What the patcher makes of an activation, at the positions that the activation has."""
         source = None if source is None else source.to(act.device, act.dtype)
         if self._patcher.reads_activation:

@@ -117,14 +117,14 @@ class PackedPass:
 
     def _sliced_out(
         self, index: int, keep: Tensor, live: Bool[Tensor, " head"], z: Float[Tensor, "row pos head d_head"]
-    ) -> Float[Tensor, "row pos d_model"]:
+    ) -> Float[Tensor, "row some d_model"]:
         """What an attention adds whose heads are only those that are live, and a constant."""
         assert self._sliced is not None
         z, keep = z[..., live, :], keep[..., live]
         z = self._narrowed(index, z if keep.all() else self._edited(index, keep, z, live))
         constant = self._replacements.dealt(self._sliced.constant(index, live, self._replacements), self._rows)
         constant = self._narrowed(index, constant[:, self._cut :])
-        out = self._sliced.out(index, live, z).unflatten(0, (-1, self._n_prompts))
+        out: Tensor = self._sliced.out(index, live, z).unflatten(0, (-1, self._n_prompts))
         return (out + constant).flatten(0, 1)
 
     def _mlp(self, layer: Layer) -> None:
@@ -169,7 +169,7 @@ class PackedPass:
 
     def _attention_from(
         self, z: Float[Tensor, "prompt pos head d_head"], whole: Callable[[], Float[Tensor, "prompt pos d_model"]] | None
-    ) -> Float[Tensor, "row pos d_model"]:
+    ) -> Float[Tensor, "row some d_model"]:
         """The entry layer's attention output, from its heads' known outputs: of those that are in, or as a change, whichever is less."""
         index, n_masks = self._entry, self._edits.n_masks
         keep = self._edits.heads(index)
