@@ -208,7 +208,7 @@ class Replacements:
         self.heads(layer, None, slice(0, 1))
         return self._heads[layer]
 
-    def dealt(self, table: Float[Tensor, "entry *rest"], rows: slice) -> Float[Tensor, "prompt *rest"]:
+    def dealt(self, table: Float[Tensor, "entry ..."], rows: slice) -> Float[Tensor, "prompt ..."]:
         """The entry of a table that belongs to each prompt; a single entry stays one."""
         return self._pick(table, rows)
 

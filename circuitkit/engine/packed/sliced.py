@@ -72,7 +72,7 @@ def places(live: Bool[Tensor, " head"]) -> Heads:
     return tuple(live.nonzero().flatten().tolist())
 
 
-def taken(act: Float[Tensor, "*axes head d_head"], heads: Bool[Tensor, "head"]) -> Float[Tensor, "*axes some d_head"]:
+def taken(act: Float[Tensor, "*axes head d_head"], heads: Bool[Tensor, " head"]) -> Float[Tensor, "*axes some d_head"]:
     """The outputs of some heads. By number: a tensor without content, as in a dry run, cannot be read by a mask."""
     return act.index_select(-2, torch.tensor(places(heads), device=act.device, dtype=torch.long))
 
