@@ -27,7 +27,8 @@ from circuitkit.models.bare import is_unwrapped, wrapped
 
 Resid = Float[Tensor, "row pos d_model"]
 Heads = Float[Tensor, "row pos head d_head"]
-Projections = tuple[Heads, Heads, Heads]
+KeyValueHeads = Float[Tensor, "row pos kv_head d_head"]
+Projections = tuple[Heads, KeyValueHeads, KeyValueHeads]
 """Queries, keys and values of a layer as the projections give them; keys and values have one slice a key/value head."""
 
 

@@ -13,7 +13,7 @@ from circuitkit.engine.featurizing import Place
 from circuitkit.engine.packed.coordinates import Seen
 from circuitkit.engine.packed.layout import Edits
 from circuitkit.engine.packed.replacements import Replacements
-from circuitkit.engine.packed.sliced import SlicedAttention, live_heads
+from circuitkit.engine.packed.sliced import SlicedAttention, live_heads, taken
 from circuitkit.engine.packed.trunk import Watch
 from circuitkit.models.hooked import HookedModel, Layer
 
@@ -120,7 +120,7 @@ class PackedPass:
     ) -> Float[Tensor, "row some d_model"]:
         """What an attention adds whose heads are only those that are live, and a constant."""
         assert self._sliced is not None
-        z, keep = z[..., live, :], keep[..., live]
+        z, keep = taken(z, live), keep[..., live]
         z = self._narrowed(index, z if keep.all() else self._edited(index, keep, z, live))
         constant = self._replacements.dealt(self._sliced.constant(index, live, self._replacements), self._rows)
         constant = self._narrowed(index, constant[:, self._cut :])
@@ -184,7 +184,7 @@ class PackedPass:
             return self._rows_of(self._sliced_out(index, keep, live, z.repeat(len(keep), 1, 1, 1)))
         out = whole()
         if changed.any():
-            z, keep = z[..., changed, :], keep[..., changed]
+            z, keep = taken(z, changed), keep[..., changed]
             change = self._edited(index, keep, z.repeat(len(keep), 1, 1, 1), changed).unflatten(0, (-1, len(z))) - z
             out = self._sliced.out(index, changed, change.flatten(0, 1)).unflatten(0, (-1, len(z))) + out
         return self._rows_of(out.flatten(0, -3))
@@ -195,7 +195,7 @@ class PackedPass:
         """Heads' outputs with those replaced that are not kept: of all heads, or of some."""
         z = z.unflatten(0, (len(keep), self._n_prompts))
         values = self._replacements.heads(index, z, self._rows)[..., self._cut :, :, :].to(z.device)
-        values = values if some is None else values[..., some.to(values.device), :]
+        values = values if some is None else taken(values, some)
         return torch.where(keep.unsqueeze(-1).to(z.device), z, values).flatten(0, 1)
 
     def _narrowed(self, index: int, act: Float[Tensor, "row pos *rest"]) -> Float[Tensor, "row some *rest"]:

@@ -56,7 +56,7 @@ class SlicedAttention:
         heads = places(live)
         if layer not in self._constants or self._constants[layer][0] != heads:
             dead = places(~live)
-            table = self._slices.out(layer, dead, replacements.heads_table(layer)[..., list(dead), :])
+            table = self._slices.out(layer, dead, taken(replacements.heads_table(layer), ~live))
             bias = self._slices.bias(layer)
             self._constants[layer] = heads, table if bias is None else table + bias
         return self._constants[layer][1]
@@ -70,6 +70,11 @@ def live_heads(keep: Bool[Tensor, "mask prompt pos head"]) -> Bool[Tensor, " hea
 def places(live: Bool[Tensor, " head"]) -> Heads:
     """Their numbers."""
     return tuple(live.nonzero().flatten().tolist())
+
+
+def taken(act: Float[Tensor, "*axes head d_head"], heads: Bool[Tensor, " head"]) -> Float[Tensor, "*axes some d_head"]:
+    """The outputs of some heads. By number: a tensor without content, as in a dry run, cannot be read by a mask."""
+    return act.index_select(-2, torch.tensor(places(heads), device=act.device, dtype=torch.long))
 
 
 def _spread(act: Float[Tensor, "row some_pos some d_head"], heads: Heads, shape: tuple[int, ...]) -> Float[Tensor, "row pos head d_head"]:
