@@ -365,7 +365,7 @@ def _walk(layers: tuple[Layer, ...], visit: Visit | None, start: int, end: int, 
             visit(layer)
 
 
-def _fuse(projections: Projections, by_head: bool) -> Heads:
+def _fuse(projections: Projections, by_head: bool) -> Float[Tensor, "row pos some width"]:
     return torch.stack(projections, -2).flatten(-2) if by_head else torch.cat([part.flatten(2) for part in projections], -1).unsqueeze(2)
 
 
