@@ -37,7 +37,7 @@ class MeanPattern:
 
     @property
     def n_pos(self) -> int:
-        """Number of tokens a prompt."""
+        """Number of tokens per prompt."""
         return self.mean.shape[-1]
 
 

@@ -1,4 +1,4 @@
-"""What a search returns: a Circuit (a set of nodes, perhaps with edges) or Scores (a number a node), with where it came from."""
+"""What a search returns: a Circuit (a set of nodes, perhaps with edges) or Scores (a number per node), with where it came from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Circuit:
     Attributes:
         nodes: The members, in causal order.
         n_layers: Number of layers of the model.
-        n_heads: Number of query heads a layer.
+        n_heads: Number of query heads per layer.
         model: Name of the model, for people; ``provenance`` has its fingerprint.
         score: Performance in %, of the untouched model; None where it was not measured.
         level: How fine its members are: ``node`` for heads and MLPs, ``attention``, ``neuron``, ``feature`` or ``mixed`` for other units,
@@ -270,7 +270,7 @@ class Scores:
         values: Node name to number, in causal order.
         unit: Of the numbers.
         n_layers: Number of layers of the model.
-        n_heads: Number of query heads a layer.
+        n_heads: Number of query heads per layer.
         model: Name of the model.
         provenance: Settings of the run.
     """

@@ -15,10 +15,10 @@ Values = Float[Tensor, "*mask prompt"]
 """One number per prompt, for each mask."""
 
 Masks = Bool[Tensor, "mask node"]
-"""One row a mask; True = in the circuit = left as the clean run computes it."""
+"""One row per mask; True = in the circuit = left as the clean run computes it."""
 
 Acts = Float[Tensor, "*batch pos d"]
 """Output of one component: ``d`` is d_head for a head (before the output projection) and d_model for an MLP."""
 
 TokenIds = Int[Tensor, "prompt pos"]
-"""Token ids, one row a prompt."""
+"""Token ids, one row per prompt."""

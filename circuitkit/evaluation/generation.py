@@ -62,7 +62,7 @@ def generate(
     Args:
         model: The model.
         ids: Prompts of equal length.
-        masks: One row a mask over ``model.universe``; True = left as it is.
+        masks: One row per mask over ``model.universe``; True = left as it is.
         patcher: What removed components are replaced by.
         corrupt_ids: The corrupt twins, of the same length; needed by patchers that ask for a corrupt run.
         max_new_tokens: How many tokens to generate at most. A pass ends early when every row has come to its end-of-text token.

@@ -33,7 +33,7 @@ class Task(Part):
 
     Attributes:
         name: As it is logged and configured.
-        n: Prompts a template; None for all there are, where nothing is drawn.
+        n: Prompts per template; None for all there are, where nothing is drawn.
         seed: Of the draw.
         filter: Whether prompts that the untouched model cannot do are drawn again.
     """
@@ -49,7 +49,7 @@ class Task(Part):
 
         Args:
             tokenizer: Of the model that the prompts are for.
-            n: Prompts a template; the task's own if None.
+            n: Prompts per template; the task's own if None.
             seed: Of the draw; the task's own if None.
             accept: The filter; prompts that it refuses are drawn again, a bounded number of times. None keeps all.
 

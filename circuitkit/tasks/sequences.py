@@ -31,7 +31,7 @@ class SequenceTask(Task):
     Prompts are balanced over the first member. A subclass gives ``name`` and ``vocabulary``.
 
     Attributes:
-        n: Prompts a template. Fewer, with a warning, if there are not that many different ones that pass the filter.
+        n: Prompts per template. Fewer, with a warning, if there are not that many different ones that pass the filter.
         seed: Of the draw.
         templates: Names of the sentences to use.
         filter: Whether prompts that the untouched model cannot do are drawn again.

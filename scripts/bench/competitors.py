@@ -1,4 +1,4 @@
-"""The other ways to do it, with plain torch hooks on the same model without nnsight: one forward a candidate, and the published loop."""
+"""The other ways to do it, with plain torch hooks on the same model without nnsight: one forward per candidate, and the published loop."""
 
 from __future__ import annotations
 

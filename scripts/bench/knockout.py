@@ -19,7 +19,7 @@ from circuitkit.models.hooked import HookedModel
 
 
 def table(options: Options) -> Table:
-    """Ours against one full forward a node, by plain hooks and by TransformerLens."""
+    """Ours against one full forward per node, by plain hooks and by TransformerLens."""
     model = subjects.gpt2(quick=options.quick)
     prompts = subjects.prompts(model, options.n_prompts(8))
     counted = counts(model, prompts)

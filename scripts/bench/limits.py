@@ -65,7 +65,7 @@ class Ledger:
 
     Args:
         costs: Of the model.
-        n_pos: Tokens a prompt.
+        n_pos: Tokens per prompt.
         narrow: Whether logits at the last position are all that is asked for; else the states of all positions are.
     """
 
@@ -107,11 +107,11 @@ class Ledger:
 
 
 def scoring(model: HookedModel, n_pos: int, masks: Iterable[Tensor], *, conditional: bool = False) -> int:
-    """FLOPs a prompt to score masks one after the other: the clean run, the corrupt run, the fully patched run, and then theirs.
+    """FLOPs per prompt to score masks one after the other: the clean run, the corrupt run, the fully patched run, and then theirs.
 
     Args:
         model: The model.
-        n_pos: Tokens a prompt.
+        n_pos: Tokens per prompt.
         masks: Node masks in the order in which they are asked for.
         conditional: Whether MLP means are taken with the removed heads replaced, which asks for corrupt runs on the way.
     """

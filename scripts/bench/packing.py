@@ -1,4 +1,4 @@
-"""Table: the same masks scored with more and more rows a pass."""
+"""Table: the same masks scored with more and more rows per pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from circuitkit.models.hooked import HookedModel
 
 
 def table(options: Options) -> Table:
-    """Unpacked (a mask a pass) against more masks a pass, for short and longer prompt sets."""
+    """Unpacked (a mask per pass) against more masks per pass, for short and longer prompt sets."""
     result = Table("Packing: random masks from layer 0, scored with different bounds on the rows of a pass")
     tiny, small = subjects.tiny_gpt2, subjects.gpt2
     cases = [(subjects.gpt2(quick=True), 1, 4), (subjects.gpt2(quick=True), 2, 4)]

@@ -26,7 +26,7 @@ from circuitkit.engine.packed.engine import PackedEngine
 
 
 class PackedEdges(EdgeEngine):
-    """Scores many edges a pass. Final.
+    """Scores many edges per pass. Final.
 
     Args:
         engine: A packed engine for nodes; its row budget bounds the passes here too.

@@ -20,7 +20,7 @@ from circuitkit.models.hooked import Heads, HookedModel, Layer, Projections, Res
 
 @dataclass
 class States:
-    """What flows in a circuit for some prompts, a list entry a layer.
+    """What flows in a circuit for some prompts, a list entry per layer.
 
     Attributes:
         resid: What enters the layers.

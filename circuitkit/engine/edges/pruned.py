@@ -1,4 +1,4 @@
-"""Pruned edge graphs run whole, as many masks a pass as fit: every reader of the residual stream is given one of its own."""
+"""Pruned edge graphs run whole, as many masks per pass as fit: every reader of the residual stream is given one of its own."""
 
 from __future__ import annotations
 

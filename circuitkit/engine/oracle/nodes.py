@@ -1,4 +1,4 @@
-"""The naive oracle: one mask a forward pass, the whole pass, plain torch hooks. Slow, short, and easy to believe.
+"""The naive oracle: one mask per forward pass, the whole pass, plain torch hooks. Slow, short, and easy to believe.
 
 It shares no code with the fast engine but the table of module paths, and it runs the model as transformers made it: nnsight's forwards,
 which stay in a model that it has wrapped, are put aside for each pass.
@@ -104,7 +104,7 @@ class ReferenceEngine(NodeEngine):
         return {node: (conditional if node.kind is Kind.MLP else self._plain)[node] for node in self._plain}
 
     def _sources(self, removed_heads: tuple[Node, ...]) -> dict[Node, Tensor]:
-        """Every component's activation on the corrupt prompts, a row a prompt, averaged where the patcher wants means."""
+        """Every component's activation on the corrupt prompts, a row per prompt, averaged where the patcher wants means."""
         seen: dict[Node, list[Tensor]] = {}
         encoded: dict[Place, list[coordinates.Encoded]] = {}
         for rows in self.slices():

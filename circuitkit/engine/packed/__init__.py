@@ -1,1 +1,1 @@
-"""The fast engine for nodes: many masks a forward pass."""
+"""The fast engine for nodes: many masks per forward pass."""

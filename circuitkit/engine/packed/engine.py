@@ -1,4 +1,4 @@
-"""The fast engine: many masks a forward pass, each started where it first differs from a run whose states are held.
+"""The fast engine: many masks per forward pass, each started where it first differs from a run whose states are held.
 
 Exact: it makes the same decisions as the naive path in ``engine/oracle/nodes.py``, which tests compare it with.
 """
@@ -55,7 +55,7 @@ class PackedEngine(NodeEngine):
 
     Attributes:
         work: Passes and rows computed so far.
-        budget: Rows a pass may have now.
+        budget: Rows that a pass may have now.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ class Lane:
         model: The model.
         layout: Of the units.
         prompts: The prompts.
-        budget: Rows a pass.
+        budget: Rows per pass.
         work: Where passes are counted.
         skip: Whether replaced modules may be left uncomputed.
         corrupt: Whether to run the corrupt prompts.
@@ -119,7 +119,7 @@ class Lane:
         """Runs masks, packed.
 
         Args:
-            masks: One row a mask.
+            masks: One row per mask.
             replacements_for: Gives what removed components are replaced by, for some of the masks.
             base: The mask from which these were made; what they share with it is computed once and held.
             stop: Last layer to compute; None for the logits.

@@ -26,11 +26,11 @@ class RowBudget:
 
     Args:
         model: Whose passes.
-        n_pos: Tokens a row.
+        n_pos: Tokens per row.
         max_rows: The user's bound; None to use free memory.
 
     Attributes:
-        rows: Rows a pass may have now.
+        rows: Rows that a pass may have now.
     """
 
     def __init__(self, model: HookedModel, n_pos: int, max_rows: int | None = None) -> None:

@@ -50,12 +50,12 @@ def pack(
     """Groups masks that start at the same layer and position and leave the same modules uncomputed, and fills passes with them.
 
     Args:
-        masks: One row a mask.
+        masks: One row per mask.
         starts: For each mask the first layer in which it differs from the trunk.
         cuts: For each mask the first position at which it differs from the trunk.
         layout: Of the units.
         n_prompts: Prompts each mask is scored on.
-        max_rows: Rows a pass may have.
+        max_rows: Rows that a pass may have.
     """
     n_layers = layout.universe.n_layers
     starts = starts.clamp(max=n_layers - 1)

@@ -23,7 +23,7 @@ def shape_of(names: Iterable[str]) -> tuple[int, int]:
 
 
 def model_shape(body: Mapping[str, Any], names: Iterable[str]) -> tuple[int, int]:
-    """Layers and heads a layer: ``shape`` of a finding, where it is known, else what its nodes need."""
+    """Layers and heads per layer: ``shape`` of a finding, where it is known, else what its nodes need."""
     least = shape_of(names)
     layers, heads = body.get("shape") or least
     return max(layers, least[0]), max(heads, least[1])
@@ -42,7 +42,7 @@ def node_map(
 
     Args:
         values: Node name to number; what is missing stays white.
-        shape: Layers, and heads a layer.
+        shape: Layers, and heads per layer.
         unit: Title of the colour bar.
         middle: The number that is drawn white, with what is below in orange and above in blue; None for a scale that begins at white.
         marked: Nodes to draw a frame around, such as the circuit's.

@@ -34,7 +34,7 @@ class Worker:
         self.means: dict[str, torch.Tensor] = {}
 
     def prepare(self) -> None:
-        """Means over the corrupt prompts, a row a prompt."""
+        """Means over the corrupt prompts, a row per prompt."""
         wanted = ("attn.hook_z", "hook_mlp_out")
         _, cache = self.model.run_with_cache(self.prompts["corrupt"], names_filter=lambda name: name.endswith(wanted))
         self.means = {name: act.mean(0, keepdim=True).expand_as(act) for name, act in cache.items()}
