@@ -84,7 +84,9 @@ class Runner:
         name = name or f"{task.name}-{model.name}-{method.name}"
         with self._closing(name):
             prompts = task.prompts(model.tokenizer, accept=Solves(model) if task.filter else None)
-            nodes = engine(model, prompts, patcher, metric, method.universe(model, prompts), method.featurizers())
+            featurizers = method.featurizers()
+            options = {"featurizers": featurizers} if featurizers else {}  # an engine of one's own need not know them
+            nodes = engine(model, prompts, patcher, metric, method.universe(model, prompts), **options)
 
             def conduct(scorer: Engine) -> RunResult:
                 info = run_info(name, scorer, parts, settings)

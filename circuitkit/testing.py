@@ -32,7 +32,7 @@ from circuitkit.callbacks.dispatch import Callbacks
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe, identity
 from circuitkit.core.errors import UserError
-from circuitkit.core.node import Level, Node
+from circuitkit.core.node import Node
 from circuitkit.core.part import Part, kept
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.records import RunInfo, Step, TableArtifact, TextArtifact
@@ -428,7 +428,7 @@ class MethodConformance(_PartConformance):
     def _run(self) -> tuple[Circuit | Scores, list[Step]]:
         method: Method = self.make()
         steps: list[Step] = []
-        return method.discover(self.engine(), on_step=steps.append), steps
+        return method.discover(method.over(self.engine()), on_step=steps.append, history=()), steps
 
     def test_it_returns_a_circuit_or_scores_of_this_model(self) -> None:
         """With the model's shape, and values that are numbers."""
@@ -458,10 +458,10 @@ class MethodConformance(_PartConformance):
             assert isinstance(one, Scores) and isinstance(two, Scores) and one.values == two.values
 
     def test_a_circuit_has_the_score_that_it_says(self) -> None:
-        """Scored once more, it is the same. Of circuits of nodes; a mask over nodes cannot say which edges there are."""
+        """Scored once more, it is the same."""
         found, _ = self._run()
-        if isinstance(found, Circuit) and found.score is not None and found.level is Level.NODE:
-            engine = self.engine()
+        if isinstance(found, Circuit) and found.score is not None:
+            engine = self.make().over(self.engine())
             again = engine.percent(found.mask(engine.universe)[None]).item()
             assert abs(again - found.score) < max(engine.margin, 1e-2), f"it says {found.score}, but scores {again}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -48,8 +48,13 @@ class NodeEngine(Engine):
         super().__init__(model, prompts, patcher, metric, universe)
         self.featurizers = featurizers_for(self.universe, featurizers or {}, model, patcher)
 
+    @property
+    def placed(self) -> dict[str, Any]:
+        """The featurizers as an argument, where there are any: an engine of one's own need not know them."""
+        return {"featurizers": self.featurizers} if self.featurizers else {}
+
     def on(self, prompts: PromptSet) -> NodeEngine:
-        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, self.featurizers)
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, **self.placed)
 
     @abstractmethod
     def passes(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:

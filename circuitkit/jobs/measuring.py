@@ -76,7 +76,9 @@ class Parts:
         """
         units = self._units_of(circuits)
         prompts = solvable_prompts(task, model, least_accuracy=self.least_accuracy, force=self.force)
-        engine = self.engine(model, prompts, self.patcher, self.metric, units.universe(model), units.featurizers())
+        featurizers = units.featurizers()
+        options = {"featurizers": featurizers} if featurizers else {}
+        engine = self.engine(model, prompts, self.patcher, self.metric, units.universe(model), **options)
         for each in circuits:
             _check_units(each, engine, units)
         return engine

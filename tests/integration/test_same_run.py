@@ -86,10 +86,11 @@ def test_settings_of_a_plugin_that_differ_make_another_run(mine):
 def test_a_file_that_differs_makes_another_run(mine):
     """By what is in it and not by where it lies."""
     from circuitkit import Circuit
+    from circuitkit.storage import load, save
 
     def circuit(name, n_members):
-        full = Circuit.load(mine / "found/0_months-tiny_gpt2-iterative_pruning/circuit.json")
-        Circuit(full.nodes[:n_members], full.n_layers, full.n_heads, full.model).save(mine / name)
+        full = load(Circuit, mine / "found/0_months-tiny_gpt2-iterative_pruning/circuit.json")
+        save(Circuit(full.nodes[:n_members], full.n_layers, full.n_heads, full.model), mine / name)
 
     sweep(mine, "found", "method.max_sweeps=1")
     circuit("c.json", 3)

@@ -13,10 +13,12 @@ from circuitkit import callbacks, loggers, methods, metrics, patchers, tasks
 from circuitkit.callbacks import Callback, NanGuard, Progress
 from circuitkit.core.circuit import Circuit
 from circuitkit.engine.packed.engine import PackedEngine
+from circuitkit.engine.units import Attentions
 from circuitkit.loggers import JsonlLogger
 from circuitkit.methods import EdgePruning, IterativePruning, Knockout, Method, RandomCircuit
 from circuitkit.metrics import KL, Accuracy, AnswerRank, LogitDiff, LogProb, Metric, ProbDiff
 from circuitkit.patchers import Mean, Patcher, Resample, Zero
+from circuitkit.storage import save
 from circuitkit.testing import (
     ONLY,
     CallbackConformance,
@@ -77,11 +79,11 @@ class TestMethods(MethodConformance):
 
     def others(self):
         first, second = (
-            circuit.save(self.folder / f"{number}.json") for number, circuit in enumerate([_some_of(planted_model()), Circuit((), 4, 4)])
+            save(circuit, self.folder / f"{number}.json") for number, circuit in enumerate([_some_of(planted_model()), Circuit((), 4, 4)])
         )
         like = RandomCircuit(str(first)), RandomCircuit(str(second))
         return {"order": "forward" if self.make().__dict__.get("order") == "backward" else "backward", "keep": ["m0"], "exclude": ["m0"],
-                "positions": "all", "circuit": str(first), "like": like}  # fmt: skip
+                "positions": "all", "circuit": str(first), "like": like, "units": Attentions(), "edge_patcher": Zero()}  # fmt: skip
 
     def engine(self):
         return PackedEngine(planted_model(), planted_prompts(), Mean(), LogitDiff())

@@ -34,11 +34,14 @@ from circuitkit.core.sources import sources
 from circuitkit.engine import Engine, PackedEngine
 from circuitkit.engine.cost import DryEngine
 from circuitkit.engine.distributed import DistributedEngine
+from circuitkit.engine.units import Attentions
+from circuitkit.featurizers.activations import TopK
 from circuitkit.loggers import JsonlLogger
 from circuitkit.methods import EdgePruning, Knockout, RandomCircuit
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean, Zero
 from circuitkit.runner import Runner
+from circuitkit.storage import save
 from circuitkit.storage.journal import JOURNAL, read
 from circuitkit.tasks import FromFile
 from circuitkit.testing import ONLY, PatcherConformance, variants
@@ -228,19 +231,37 @@ def shipped():
 
 @pytest.fixture
 def circuits(tmp_path):
-    return [str(Circuit(nodes, 4, 4).save(tmp_path / f"{place}.json")) for place, nodes in enumerate([(), FULL.nodes])]
+    return [str(save(Circuit(nodes, 4, 4), tmp_path / f"{place}.json")) for place, nodes in enumerate([(), FULL.nodes])]
 
 
 def made(cls, folder):
     """One of a class, and other values of what cannot be guessed."""
-    first, second = (str(Circuit((), layers, 4).save(folder / f"{layers}.json")) for layers in (3, 4))
+    first, second = (str(save(Circuit((), layers, 4), folder / f"{layers}.json")) for layers in (3, 4))
     (folder / "p.jsonl").write_text("{}")
-    given = {"EdgePruning": {"circuit": first}, "RandomCircuit": {"n_heads": 1, "n_mlps": 1}, "FromFile": {"path": f"{folder}/p.jsonl"}}
+    three, few = torch.arange(6.0).view(2, 3), torch.zeros(3)
+    matrices = {"encoder": three, "decoder": three.T, "encoder_bias": few, "decoder_bias": torch.zeros(2)}
+    given = {
+        "EdgePruning": {"circuit": first},
+        "RandomCircuit": {"n_heads": 1, "n_mlps": 1},
+        "FromFile": {"path": f"{folder}/p.jsonl"},
+        "Features": {"dictionaries": [first]},
+        "Dictionary": matrices,
+        "JumpReLU": {"threshold": few},
+        "TopK": {"k": 2},
+        "Identity": {"width": 2},
+        "Rotation": {"width": 3, "n_features": 2},
+        "PCA": {"mean": few, "directions": three},
+    }
     others = {
-        "EdgePruning": {"circuit": second},
-        "Knockout": {"circuit": first, "positions": "all"},
-        "RandomCircuit": {"like": (RandomCircuit(first), RandomCircuit(second)), "exclude": ["m0"]},
-        "IterativePruning": {"order": "forward", "keep": ["m0"]},
+        "EdgePruning": {"circuit": second, "edge_patcher": Zero()},
+        "Knockout": {"circuit": first, "positions": "all", "units": Attentions()},
+        "RandomCircuit": {"like": (RandomCircuit(first), RandomCircuit(second)), "exclude": ["m0"], "units": Attentions()},
+        "IterativePruning": {"order": "forward", "keep": ["m0"], "units": Attentions()},
+        "Neurons": {"layers": [0]},
+        "Features": {"dictionaries": [second]},
+        "Dictionary": {name: value + 1 for name, value in matrices.items()} | {"activation": TopK(1)},
+        "JumpReLU": {"threshold": few + 1},
+        "PCA": {"mean": few + 1, "directions": three + 1},
         "FromFile": {"path": first},
         "NextWord": {"vocabulary": "days"},
     }.get(cls.__name__, {})
@@ -266,7 +287,7 @@ def test_no_part_is_missing_from_the_walk():
     names = {cls.__name__ for cls in shipped()}
     assert {"Mean", "LogitDiff", "Months", "FromFile", "MonthList", "Knockout", "EdgePruning", "PackedEngine"} <= names
     own = {cls: set(inspect.signature(cls).parameters) - set(cls.unhashed) for cls in shipped() if issubclass(cls, Engine)}
-    assert own.pop(DryEngine) == {"assume"} and not any(own.values())
+    assert own.pop(DryEngine) == {"assume", "featurizers"} and set().union(*own.values()) == {"featurizers"}
     assert DistributedEngine in own
 
 
@@ -389,14 +410,14 @@ def test_weights_that_were_learned_since_count():
 
 def test_a_file_counts_by_what_is_in_it(tmp_path):
     one, two, three = (str(tmp_path / name) for name in ("one.json", "two.json", "three.json"))
-    Circuit((), 3, 4).save(one), Circuit((), 3, 4).save(two), Circuit((), 4, 4).save(three)
+    save(Circuit((), 3, 4), one), save(Circuit((), 3, 4), two), save(Circuit((), 4, 4), three)
     hashes = [settings_of(Knockout(path)) for path in (one, two, three)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert describe(Knockout(one))["circuit"] == one, "as logged it is still the path"
     found = identity({"method": EdgePruning(Path(one)), "task": FromFile(two)})
     assert set(found.files) == {"method.circuit", "task.path"} and found.files["method.circuit"] == content(one)
     before = settings_of(Knockout(one))
-    Circuit((), 5, 4).save(one)
+    save(Circuit((), 5, 4), one)
     assert settings_of(Knockout(one)) != before
 
 

@@ -65,7 +65,7 @@ class ReferenceEngine(NodeEngine):
                 yield torch.tensor([index]), rows, logits[None]  # with no hook left: the caller may run the model
 
     def on(self, prompts: PromptSet) -> ReferenceEngine:
-        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, self.featurizers)
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, **self.placed)
 
     def edges(self, circuit: Circuit | None = None, **options: Any) -> EdgeEngine:
         from circuitkit.engine.oracle.edges import ReferenceEdges  # stands on this engine

@@ -99,7 +99,7 @@ class PackedEngine(NodeEngine):
             yield part.masks, part.rows, logits.unflatten(0, (len(part.masks), -1))
 
     def on(self, prompts: PromptSet) -> PackedEngine:
-        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, self.featurizers, max_rows=self.budget.rows)
+        return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, max_rows=self.budget.rows, **self.placed)
 
     def edges(self, circuit: Circuit | None = None, **options: Any) -> EdgeEngine:
         from circuitkit.engine.edges.engine import PackedEdges  # stands on this engine
@@ -155,4 +155,4 @@ class PackedEngine(NodeEngine):
         """The naive path, with as much memory a pass as this one."""
         # It unembeds every position, so as many rows would take so many times the memory for logits.
         max_rows = max(1, self.budget.rows // self.prompts.n_pos)
-        return ReferenceEngine(self.model, self.prompts, self.patcher, self.metric, self.universe, self.featurizers, max_rows=max_rows)
+        return ReferenceEngine(self.model, self.prompts, self.patcher, self.metric, self.universe, max_rows=max_rows, **self.placed)
