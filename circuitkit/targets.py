@@ -62,9 +62,9 @@ class Part:
             ConfigError: The arguments are not what the maker takes.
         """
         arguments = _made(self.arguments)
-        _check_fields(self, arguments, others)
+        _check_fields(self, arguments)
         _check_complete(self, {*arguments, *others})
-        return self.maker(**arguments, **others)
+        return self.maker(**(arguments | others))  # what the program says counts
 
     def factory(self) -> partial[Any]:
         """What makes the object once it is given the arguments that are still missing.
@@ -73,7 +73,7 @@ class Part:
             ConfigError: The arguments are not what the maker takes.
         """
         arguments = _made(self.arguments)
-        _check_fields(self, arguments, {})
+        _check_fields(self, arguments)
         return partial(self.maker, **arguments)
 
 
@@ -210,14 +210,14 @@ def _is_ours(thing: Any) -> bool:
     return _name(thing).partition(".")[0] == "circuitkit"
 
 
-def _check_fields(part: Part, arguments: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+def _check_fields(part: Part, arguments: Mapping[str, Any]) -> None:
     """Refuses what the maker does not take, or takes as another kind of value."""
     parameters = inspect.signature(part.maker).parameters
     fields = [name for name, each in parameters.items() if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
     is_open = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     for name in arguments:
-        if not isinstance(name, str) or name in others or (name not in fields and not is_open):
-            raise ConfigError(unknown_choice(f"field of {part.where} ({_title(part)})", name, {*fields} - {*others}))
+        if not isinstance(name, str) or (name not in fields and not is_open):
+            raise ConfigError(unknown_choice(f"field of {part.where} ({_title(part)})", name, fields))
     for name, hint in _hints(part.maker).items():
         if name in arguments and not _fits(arguments[name], hint):
             found = arguments[name]

@@ -56,7 +56,7 @@ def test_list_shows_everything_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "job=list"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     groups = re.findall(r"^(\w+)=$", done.stdout, re.MULTILINE)
-    assert groups == ["job", "model", "task", "question", "patcher", "metric", "method", "engine", "callback", "logger", "sweep"]
+    assert groups == ["job", "model", "task", "question", "patcher", "metric", "method", "units", "engine", "callback", "logger", "sweep"]
     lines = [line for line in done.stdout.splitlines() if line.startswith("  ")]
     assert all(len(line.split()) > 2 for line in lines), "each choice says what it is"
     for name in ("find", "tiny_llama", "gpt2_xl", "numwords", "mean", "kl", "knockout", "reference", "wandb"):

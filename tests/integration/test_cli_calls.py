@@ -80,7 +80,7 @@ def test_a_command_after_another_says_what_it_would_have_said_alone(calls):
     ("name", "code", "sentence"),
     [
         ("misspelt", 2, "There is no task named 'montsh'. Did you mean 'months'?"),
-        ("missing", 1, "The circuit file none.json cannot be read"),
+        ("missing", 1, "The circuit file 'none.json' cannot be read"),
         ("taken", 2, "Expected a folder without a finished run"),
     ],
 )

@@ -79,7 +79,7 @@ def test_evaluate(folder):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["circuit=none.json"], "The circuit file none.json cannot be read"),
+        (["circuit=none.json"], "The circuit file 'none.json' cannot be read"),
         (["circuit=foreign.json"], "foreign.json lists a9.h1, but tiny_gpt2 has layers 0-3"),
         (["circuit=empty.json"], "The circuit empty is empty"),
         (["circuit=mine.json", "draws=0"], "draws must be a whole number of at least 1, found 0."),

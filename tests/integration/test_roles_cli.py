@@ -21,15 +21,15 @@ def circuitkit(*args, cwd):
 
 
 def test_it_writes_a_finding_and_marks_the_circuit(tmp_path):
-    save(Circuit((Node.parse("a0.h1"), Node.parse("m3")), 4, 8, model="tiny_gpt2"), tmp_path / "circuit.json")
+    save(Circuit((Node.parse("a0.h0"), Node.parse("m3")), 4, 8, model="tiny_gpt2"), tmp_path / "circuit.json")
     done = circuitkit("job=roles", "task.n=8", "dir=here", "circuit=circuit.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     finding = load(Finding, tmp_path / "here/roles.json")
     assert finding.title == "Roles in tiny_gpt2 on months" and finding.body["task"] == "months"
-    assert list(finding.body["patterns"]) == ["a0.h1"] and finding.body["skipped"] == {}
+    assert list(finding.body["patterns"]) == ["a0.h0"] and finding.body["skipped"] == {}
     assert {"settings", "seed", "model", "prompts_hash", "versions"} <= set(finding.provenance)
     assert finding.provenance["settings"]["task"]["n"] == 8 and len(finding.provenance["model"]["fingerprint"]) == 64
-    assert "a0.h1*" in done.stdout and "m3* +" in done.stdout and "here/roles.json" in done.stdout
+    assert "a0.h0*" in done.stdout and "m3* +" in done.stdout and "here/roles.json" in done.stdout
     lens = finding.body["logit_lens"]
     assert lens["answer_top1"][-1] == 1.0 and lens["n"] == 24, "prompts that the model can do"
     assert sum(lens["switch"].values()) == 24

@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 BEFORE = ROOT / "tests" / "fixtures" / "tiny_gpt2_before"
 RESULTS = BEFORE / "results"
 
-pytestmark = pytest.mark.slow
+WHOLE = "CIRCUITKIT_WHOLE_STUDY"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(WHOLE not in os.environ, reason=f"makes a whole study anew, minutes long: set {WHOLE}=1; .ci/run does"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -253,10 +253,10 @@ class Fixed(Task):
     name, filter, seed = "fixed", False, 0
 
     def __init__(self, made: PromptSet) -> None:
-        self._made = made
+        self.made = made
 
     def prompts(self, tokenizer, *, accept=None):
-        return self._made
+        return self.made
 
 
 class Keeps(Logger):

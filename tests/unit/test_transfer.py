@@ -105,7 +105,7 @@ def test_questions_of_several_lengths_are_asked_each_on_its_own(patcher):
     short, long = encoded(NextWord(vocabulary="months", n=4)), encoded(NextWord(vocabulary="months", n=4, length=5))
     both = replace(short, **{column: (*getattr(short, column), *getattr(long, column)) for column in
                              ("questions", "ids", "corrupt_ids", "n_new_tokens")})  # fmt: skip
-    masks = model().universe.without(model().universe.full(), SETS["early"].nodes)[None]
+    masks = model().universe.without(model().universe.full(), [*SETS["early"].nodes, "m0"])[None]
     texts = [answers(model(), each, masks, patcher).texts[0] for each in (both, short, long)]
     assert texts[0] == texts[1] + texts[2]
     assert texts[0] != answers(model(), both, model().universe.full()[None], patcher).texts[0]
