@@ -308,7 +308,10 @@ FOLDERS = {
     "a shell in a list": ({"patcher": {"_target_": MEAN, "pool": [[{"a": SHELL}]]}}, r"patcher\.pool\[0\]\[0\]\.a\._target_ is"),
     "a nested function of ours": ({"callback": {"a": {"_target_": "circuitkit.callbacks.Progress", "every_seconds": CALL}}}, "a function"),
     "a class of another group": ({"metric": {"_target_": JSONL, "folder": "canary"}}, "makes a JsonlLogger. Expected a Metric"),
-    "a class of no group": ({"patcher": {"_target_": MEAN, "pool": {"_target_": "circuitkit.storage.folder_lock.FolderLock"}}}, "Expected a"),
+    "a class of no group": (
+        {"patcher": {"_target_": MEAN, "pool": {"_target_": "circuitkit.storage.folder_lock.FolderLock"}}},
+        "Expected a",
+    ),
     "a class that only others are of": ({"patcher": {"_target_": "circuitkit.patchers.Patcher"}}, "have in common"),
     "a module": ({"patcher": {"_target_": "circuitkit.patchers"}}, "does not define itself"),
     "through a module": ({"patcher": {"_target_": "circuitkit.loggers.jsonl.os.system", "command": "touch canary"}}, "through the module"),
