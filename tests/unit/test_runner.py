@@ -122,7 +122,8 @@ def test_provenance_is_complete():
     assert "unknown" not in provenance["versions"].values()
     assert provenance["settings"]["method"] == {
         "_target_": "circuitkit.methods.iterative_pruning.IterativePruning",
-        "threshold": 0.8, "order": "backward", "max_sweeps": None, "keep": [], "speculate": True, "units": {"_target_": "circuitkit.engine.units.nodes.Nodes"},
+        "threshold": 0.8, "order": "backward", "max_sweeps": None, "keep": [], "speculate": True,
+        "units": {"_target_": "circuitkit.engine.units.nodes.Nodes"},
     }  # fmt: skip
     assert set(provenance["settings"]) == {"task", "method", "patcher", "metric", "engine", "model"}
     assert provenance["baseline"] == pytest.approx(result.baseline.clean.mean().item())
