@@ -32,7 +32,7 @@ def test_it_writes_a_finding_and_marks_the_circuit(tmp_path):
     assert "a0.h0*" in done.stdout and "m3* +" in done.stdout and "here/roles.json" in done.stdout
     lens = finding.body["logit_lens"]
     assert lens["answer_top1"][-1] == 1.0 and lens["n"] == 24, "prompts that the model can do"
-    assert sum(lens["switch"].values()) == 24
+    assert 0 < sum(lens["switch"].values()) <= 24, "in some the answer leads from the start"
     assert json.loads((tmp_path / "here/roles.json").read_text())["kind"] == "roles"
 
 
