@@ -91,10 +91,10 @@ class PatchedValues:
         site, layer = place
         if site is not Site.Z:
             node = {Site.EMBED: INPUT, Site.MLP_OUT: Node.of_mlp(layer)}.get(site) or all_of(place)
-            return self._patcher.patch(act, source, node)
+            return self._patcher.value(act, source, node)
         sources = [None] * act.shape[-2] if source is None else source.unbind(-2)
         both = zip(act.unbind(-2), sources, strict=True)
-        return torch.stack([self._patcher.patch(one, its, Node.of_head(layer, head)) for head, (one, its) in enumerate(both)], -2)
+        return torch.stack([self._patcher.value(one, its, Node.of_head(layer, head)) for head, (one, its) in enumerate(both)], -2)
 
     def _pick(self, table: Tensor, rows: slice) -> Tensor:
         if len(table) == 1:
