@@ -1,0 +1,175 @@
+"""ModelMap: where the parts of a model are, as ``models.resolve`` finds them by value or as a user gives them by hand.
+
+Paths are dotted names of modules from the model's root, as in ``named_modules``. A map holds no tensor and no module, so that it can be
+kept in a file and read by eye; ``job=doctor`` prints it as a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map whose output holds the queries, keys or values of every head, each in columns that lie side by side. Final.
+
+    Attributes:
+        module: Its path. Queries, keys and values share one where the projections are fused.
+        starts: For each head (of keys and values: each key/value head) its first column in the module's output.
+        width: How many columns a head has.
+    """
+
+    module: str
+    starts: tuple[int, ...]
+    width: int
+
+    @property
+    def n_heads(self) -> int:
+        """How many heads it serves."""
+        return len(self.starts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the heads lie one behind the other from column 0 on; then the output is split by ``unflatten``, else by columns."""
+        return self.starts == tuple(range(0, len(self.starts) * self.width, self.width))
+
+
+@dataclass(frozen=True)
+class Addend:
+    """What one part of a block adds to the residual stream. Final.
+
+    Attributes:
+        module: The part as a whole (attention, mixer, MLP, routed experts): left out in passes that replace its output.
+        item: Which of the outputs that the module returns it is; None where the module returns a tensor.
+        n_items: How many outputs the module returns; None where it is a tensor.
+        norm: The norm between the residual stream and what the part reads; None where it reads the raw stream.
+        post_norm: The norm behind the part, whose output is what is added; None where the part's own output is.
+        scale: By what the addend is multiplied on its way (residual multiplier).
+    """
+
+    module: str
+    item: int | None = None
+    n_items: int | None = None
+    norm: str | None = None
+    post_norm: str | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How the heads of an attention lie. Final.
+
+    Attributes:
+        out_proj: The output projection; its input is z, the heads' outputs side by side (behind their gate, where a model has one).
+        n_heads: Number of query heads.
+        n_kv_heads: Number of key/value heads.
+        d_head: Width of a head's queries and keys.
+        d_value: Width of a head's values, and of its part of z.
+        queries, keys, values: Where they are made, before rotary embedding; None where they are no plain projection of what the attention
+            reads (multi-head latent attention), so that units and edges at single ports are refused.
+        pattern: Whether the attention function gives the pattern (softmax attention through transformers' attention interface).
+    """
+
+    out_proj: str
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_value: int
+    queries: Projection | None = None
+    keys: Projection | None = None
+    values: Projection | None = None
+    pattern: bool = True
+
+    @property
+    def ports(self) -> tuple[Projection, Projection, Projection] | None:
+        """Queries, keys and values, where all three are known."""
+        found = (self.queries, self.keys, self.values)
+        return None if any(port is None for port in found) else found  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer. Final.
+
+    Attributes:
+        module: Its path.
+        attention: What its attention adds, or its mixer where it has no attention (state space, convolution); None where it has neither.
+        heads: The heads of the attention; None for a mixer, which is one node.
+        mlp: What its MLP or routed experts add; None where it has none.
+        neurons: The MLP's output projection, whose input is the neurons' activations; None for routed experts.
+        parallel: Whether attention and MLP both read what enters the block.
+        item: Which of the outputs of the block is the residual stream; None where it returns a tensor.
+    """
+
+    module: str
+    attention: Addend | None
+    heads: Heads | None
+    mlp: Addend | None
+    neurons: str | None = None
+    parallel: bool = False
+    item: int | None = None
+
+    @property
+    def addends(self) -> Iterator[Addend]:
+        """What the block adds, in the order of computation."""
+        return (addend for addend in (self.attention, self.mlp) if addend is not None)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One check of a map. Final.
+
+    Attributes:
+        name: What was compared.
+        where: The block or part.
+        error: The largest difference, relative to the spread of what was expected; 0 is bitwise equal.
+    """
+
+    name: str
+    where: str
+    error: float
+
+
+@dataclass(frozen=True)
+class ModelMap:
+    """Where the parts of a model are. Final.
+
+    Attributes:
+        family: The type of the model (``model_type`` of its configuration), or the class of a user's own module.
+        blocks: The layers.
+        embed: The token embedding.
+        final_norm: The norm before the unembedding; None where there is none.
+        unembed: The unembedding; its input is what the final norm gives.
+        causal: Whether no position reads later ones. Else the causal cone and narrowing to the last position are off.
+        forward: Names of arguments of the model's forward that it understands, among ``attention_mask``, ``position_ids``, ``use_cache``,
+            ``past_key_values``, ``logits_to_keep``.
+        logits: Whether the forward returns an object with ``logits``; else the tensor itself.
+        caches: Whether keys and values can be held and handed back (``past_key_values``), with the same numbers.
+        interface: Whether attention goes through transformers' attention interface.
+        override: The entry of the overrides that was needed; empty where everything was found by value.
+        evidence: The checks of this map.
+    """
+
+    family: str
+    blocks: tuple[Block, ...]
+    embed: str
+    final_norm: str | None
+    unembed: str
+    causal: bool = True
+    forward: frozenset[str] = frozenset({"attention_mask", "position_ids", "use_cache", "past_key_values", "logits_to_keep"})
+    logits: bool = True
+    caches: bool = True
+    interface: bool = True
+    override: str = ""
+    evidence: tuple[Evidence, ...] = field(default=(), compare=False)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def heads(self) -> Heads | None:
+        """The heads of the first layer that has some: their number is that of every layer with heads."""
+        return next((block.heads for block in self.blocks if block.heads is not None), None)
