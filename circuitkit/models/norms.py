@@ -21,7 +21,8 @@ def gain_of(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, bool]]:
     if isinstance(module, nn.LayerNorm):
 
         def of_layer_norm(read: Tensor) -> tuple[Tensor, bool]:
-            spread = (read.var(-1, unbiased=False, keepdim=True) + module.eps).rsqrt()
+            centred = read - read.mean(-1, keepdim=True)
+            spread = (centred.square().mean(-1, keepdim=True) + module.eps).rsqrt()
             return (spread if module.weight is None else spread * module.weight), True
 
         return of_layer_norm

@@ -13,9 +13,9 @@ BYTES = 16 * 2**20
 """Of the largest tensor that is held for a few tokens."""
 
 
-def token_slices(n_tokens: int, bytes_a_token: int) -> Iterator[slice]:
-    """Tokens in slices of equal size that stay within ``BYTES``."""
-    fitting = max(1, BYTES // bytes_a_token)
+def token_slices(n_tokens: int, bytes_a_token: int, held: int = 0) -> Iterator[slice]:
+    """Tokens in slices of equal size that stay within ``BYTES``, or within half of what is held for all tokens anyway."""
+    fitting = max(1, max(BYTES, held // 2) // bytes_a_token)
     size = -(-n_tokens // -(-n_tokens // fitting))
     for first in range(0, n_tokens, size):
         yield slice(first, min(first + size, n_tokens))

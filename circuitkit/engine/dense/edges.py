@@ -226,7 +226,8 @@ class DenseEdges(DensePass):
         dtype = accumulator(parts[0].dtype)
         out = torch.zeros(self._n_edges, dtype=dtype, device=parts[0].device)
         n_senders = self._readings["logits", 0].senders
-        for chunk in token_slices(len(parts[0]), n_senders * self._model.d_model * dtype.itemsize):
+        held = sum(part.nbytes for part in parts)
+        for chunk in token_slices(len(parts[0]), n_senders * self._model.d_model * dtype.itemsize, held):
             written = differences.written([part[chunk] for part in parts])
             for layer in self._attentions:
                 reading = self._readings["heads", layer]

@@ -72,7 +72,7 @@ class PatchedValues:
             with edited(self._model, self._under(rows)), edited(self._model, watched):
                 stream(self._model, self._prompts.corrupt[rows], **self._prompts.padding(rows))
         for place in self._places:
-            self._sources[place] = means[place].value(self._model.dtype) if is_mean else torch.cat(kept.pop(place))
+            self._sources[place] = means[place].value(self._model.dtype) if is_mean else _joined(kept.pop(place))
             if not self._patcher.reads_activation:
                 source = self._sources.pop(place)
                 self._values[place] = self._patched(place, source.new_zeros(()).expand(source.shape), source)
@@ -94,7 +94,10 @@ class PatchedValues:
             return self._patcher.value(act, source, node)
         sources = [None] * act.shape[-2] if source is None else source.unbind(-2)
         both = zip(act.unbind(-2), sources, strict=True)
-        return torch.stack([self._patcher.value(one, its, Node.of_head(layer, head)) for head, (one, its) in enumerate(both)], -2)
+        values = [self._patcher.value(one, its, Node.of_head(layer, head)) for head, (one, its) in enumerate(both)]
+        if source is not None and all(value is its for value, its in zip(values, sources, strict=True)):
+            return source  # not copied together from views of itself
+        return torch.stack(values, -2)
 
     def _pick(self, table: Tensor, rows: slice) -> Tensor:
         if len(table) == 1:
@@ -102,6 +105,10 @@ class PatchedValues:
         if self._patcher.needs.source == "run":
             return table[rows]
         return table[self._entries[rows].to(table.device)]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def check_differentiable(patcher: Patcher) -> None:
