@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,47 +13,18 @@ from circuitkit.core.errors import noted
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks
 from circuitkit.engine.packed.layout import Edits, Layout
-from circuitkit.engine.packed.memory import RowBudget, within_memory
+from circuitkit.engine.packed.memory import RowBudget, in_slices, within_memory
 from circuitkit.engine.packed.packed_pass import PackedPass, SeeMlp
 from circuitkit.engine.packed.packing import Pack, pack
 from circuitkit.engine.packed.replacements import Replacements
 from circuitkit.engine.packed.sliced import SlicedAttention, live_heads
 from circuitkit.engine.packed.trunk import Trunk, Watch
+from circuitkit.engine.packed.work import Work
 from circuitkit.models.cache import keys_values, new_cache, prefix_cache, sliding_window
 from circuitkit.models.hooked import HookedModel
 
 ReplacementsFor = Callable[[Masks, Bool[Tensor, " node"]], Replacements]
 """Gives what removed components are replaced by for some masks, and the mask from which they were made."""
-
-
-@dataclass
-class Work:
-    """What an engine has computed so far; the same on every machine.
-
-    Attributes:
-        passes: Forward passes, whole or partial.
-        rows: Rows of these.
-        layer_rows: Layers x rows computed.
-        layer_tokens: Layers x rows x positions computed.
-        corrupt_passes: Passes over corrupt prompts, among them.
-        corrupt_layer_rows: Layers x rows of these.
-    """
-
-    passes: int = 0
-    rows: int = 0
-    layer_rows: int = 0
-    layer_tokens: int = 0
-    corrupt_passes: int = 0
-    corrupt_layer_rows: int = 0
-
-    def add(self, rows: int, layers: int, n_pos: int, *, corrupt: bool) -> None:
-        """Counts one pass."""
-        self.passes += 1
-        self.rows += rows
-        self.layer_rows += rows * layers
-        self.layer_tokens += rows * layers * n_pos
-        self.corrupt_passes += corrupt
-        self.corrupt_layer_rows += corrupt * rows * layers
 
 
 class Lane:
@@ -181,16 +151,9 @@ class Lane:
                 watch.kv.update(keys_values(cache))
             return watch, out
 
-        seen = [result for _, result in within_memory(self.slices(), run, self._budget, self.slices)]
+        seen = [result for _, result in in_slices(len(self._ids), run, self._budget)]
         self.trunk.replace(mask, entry, until, [watch for watch, _ in seen])
         return [out for _, out in seen if out is not None]
-
-    def slices(self, within: slice | None = None) -> Iterator[slice]:
-        """The prompts, in passes that fit."""
-        start, stop = (0, len(self._ids)) if within is None else (within.start, within.stop)
-        rows = self._budget.rows
-        for first in range(start, stop, rows):
-            yield slice(first, min(first + rows, stop))
 
     def _visit(
         self,

@@ -13,6 +13,8 @@ from circuitkit.core.node import Node, Site
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.featurizing import Featurizers, Place
 from circuitkit.engine.packed.coordinates import CoordinateEdits, Seen, Source, read_by_mlp, read_site
+from circuitkit.engine.packed.memory import RowBudget, in_slices
+from circuitkit.engine.packed.work import Work
 from circuitkit.models.hooked import HookedModel, Layer
 from circuitkit.patchers.base import Needs, Patcher
 
@@ -146,6 +148,18 @@ class Collector:
         )
 
 
+def collected(
+    model: HookedModel, prompts: PromptSet, needs: Needs, budget: RowBudget, work: Work, featurizers: Featurizers | None = None
+) -> Collected:
+    """What a patcher needs of the corrupt run: the one run over the corrupt prompts, where it needs any."""
+    if needs.source == "none":
+        return Collected()
+    collector = Collector(model, prompts, needs, featurizers)
+    for rows, _ in in_slices(len(prompts), collector.add, budget):
+        work.add(rows.stop - rows.start, model.n_layers, prompts.n_pos, corrupt=True)
+    return collector.collected()
+
+
 class Replacements:
     """The values that a patcher gives, ready to be laid over activations of rows = masks x prompts. Final.
 
@@ -163,6 +177,7 @@ class Replacements:
         self._collected = collected
         self._n_pos = prompts.n_pos
         self._entries = entries(patcher.needs, prompts)
+        self._positions: Int[Tensor, " pos"] | None = None
         self._heads: dict[int, Tensor] = {}
         self._mlps: dict[int, Tensor] = {}
         self._outs: dict[int, Tensor] = {}
@@ -227,6 +242,12 @@ class Replacements:
         other._mlps = {**self._mlps, **tables}
         return other
 
+    def at(self, prompts: Int[Tensor, " row"], positions: Int[Tensor, " pos"]) -> Replacements:
+        """The same values for a pass with a row for each of these prompts, which computes these of their positions, in any order."""
+        other = copy(self)
+        other._entries, other._positions = self._entries[prompts], positions
+        return other
+
     def _patch_heads(self, layer: int, z: Tensor, source: Tensor | None) -> Tensor:
         values = []
         for head in range(self._model.n_heads):
@@ -247,6 +268,8 @@ class Replacements:
         return self._pick(table[layer], rows) if layer in table else None
 
     def _pick(self, table: Tensor, rows: slice, axis: int = 0) -> Tensor:
+        if self._positions is not None:
+            table = table.index_select(axis + 1, self._positions.to(table.device))
         if table.shape[axis] == 1:
             return table
         return table.index_select(axis, self._entries[rows].to(table.device))
