@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitkit.core.errors import MeasurementError, noted
+from circuitkit.core.errors import MeasurementError, noting
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks, TokenIds
 from circuitkit.core.token_sets import TokenSets
+from circuitkit.engine.base import removed_by
 from circuitkit.engine.packed.layout import Edits, Layout
 from circuitkit.engine.packed.memory import RowBudget, in_slices
 from circuitkit.engine.packed.packed_pass import PackedPass
@@ -97,12 +98,11 @@ def generate(
             # Nothing is skipped: an attention whose keys and values were missing would move the positions of those that come.
             return PackedPass(model, Edits.by_row(layout, chosen[going]), values, slice(0, len(going)), skip=False)
 
-        try:
+        with noting(
+            lambda: f"while generating from prompts {which.tolist()[:8]} under the masks of places {(rows // n_prompts).tolist()[:8]}, "
+            f"the first of which removes {removed_by(chosen[0], model.universe)}"
+        ):
             return _continued(model, ids[which], visit, max_new_tokens, use_cache)
-        except Exception as error:
-            noted(error, f"while generating from prompts {which.tolist()[:8]} under masks {(rows // n_prompts).tolist()[:8]}, the first of "
-                         f"which removes {layout.removed(chosen[0])}")  # fmt: skip
-            raise
 
     for part, new in in_slices(len(tokens), run, budget):
         tokens[part] = new

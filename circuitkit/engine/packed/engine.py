@@ -125,10 +125,17 @@ class PackedEngine(NodeEngine):
         held = self.model, self._layout, self.prompts, self.budget, self.work
         return Lane(*held, skip=self._skip, corrupt=corrupt, prefix=prefix, sliced=self._sliced)
 
+    def prepare(self) -> None:
+        self.plain.make(self.universe)
+
+    @cached_property
+    def plain(self) -> Replacements:
+        """What removed components are replaced by, whatever else is removed; with conditional means, what heads are replaced by."""
+        return Replacements(self.model, self.prompts, self.patcher, self._collected, self.featurizers)
+
     @cached_property
     def _replacements_for(self) -> ReplacementsFor:
-        plain = Replacements(self.model, self.prompts, self.patcher, self._collected, self.featurizers)
-        needs = self.patcher.needs
+        plain, needs = self.plain, self.patcher.needs
         if not needs.conditional:
             return lambda *_: plain
         if self.patcher.reads_activation:

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitkit.core.errors import noted
+from circuitkit.core.errors import noting
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks
+from circuitkit.engine.base import pass_over
 from circuitkit.engine.packed.layout import Edits, Layout
 from circuitkit.engine.packed.memory import RowBudget, in_slices, within_memory
 from circuitkit.engine.packed.packed_pass import PackedPass, SeeMlp
@@ -106,19 +107,17 @@ class Lane:
         starts = self._layout.first_difference(masks, self.trunk.mask).minimum(latest)
         packs = pack(masks, starts, self._cuts(masks), self._layout, len(self._ids), self._budget.rows)
 
+        universe = self._layout.universe
+
         def run(part: Pack) -> Tensor | None:
             chosen = masks[part.masks]
             # Looked up anew: another call may have moved the trunk since the last result was taken.
             entry = self.trunk.entry(min(part.start, int(self._layout.first_difference(chosen, self.trunk.mask).min())))
             cut = min(part.cut, int(self._cuts(chosen).min()))
             seen = None if see_mlp is None else see_mlp(part)
-            try:
+            with noting(lambda: f"in a pass from layer {entry} {pass_over(part.rows, chosen, universe, part.masks.tolist())}"):
                 visit = self._visit(chosen, part.rows, entry, replacements_for(chosen, base), see_mlp=seen, narrow=stop is None, cut=cut)
                 return self._forward(visit, part.rows, len(part.masks), entry=entry, stop=stop, cut=cut)
-            except Exception as error:
-                noted(error, f"in a pass from layer {entry} over prompts {part.rows.start}-{part.rows.stop - 1} and the masks of "
-                             f"places {part.masks.tolist()[:8]}, the first of which removes {self._layout.removed(chosen[0])}")  # fmt: skip
-                raise
 
         yield from within_memory(packs, run, self._budget, lambda part: part.split(self._budget.rows))
 
@@ -143,8 +142,9 @@ class Lane:
         def run(rows: slice) -> tuple[Watch, Tensor | None]:
             watch = Watch.of(range(entry, until + 1), self.trunk.stride)
             cache = new_cache(self._model) if self.cone else None
-            visit = self._visit(mask[None], rows, entry, replacements_for(mask[None], mask), watch=watch, narrow=to_logits)
-            out = self._forward(visit, rows, 1, entry=entry, stop=None if to_logits else until, cache=cache)
+            with noting(lambda: f"in the pass to hold, from layer {entry} {pass_over(rows, mask[None], self._layout.universe)}"):
+                visit = self._visit(mask[None], rows, entry, replacements_for(mask[None], mask), watch=watch, narrow=to_logits)
+                out = self._forward(visit, rows, 1, entry=entry, stop=None if to_logits else until, cache=cache)
             if entry in watch.layers and entry not in watch.z:
                 self.trunk.carry(entry, rows, watch)
             if cache is not None:

@@ -76,12 +76,6 @@ class Layout:
         always = torch.ones(len(masks), 1, dtype=torch.bool)
         return torch.cat([masks, always], 1)[:, self._places]
 
-    def removed(self, mask: Bool[Tensor, " unit"], most: int = 6) -> str:
-        """The first few units that a mask removes, for people."""
-        places = (~mask).nonzero().flatten().tolist()
-        names = ", ".join(str(self.universe.unit(place)) for place in places[:most]) or "nothing"
-        return names + (f" and {len(places) - most} more" if len(places) > most else "")
-
     def with_all_mlps(self, masks: Masks) -> Masks:
         """The same masks with every MLP kept."""
         masks = masks.clone()

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitkit.core.node import Node, Site
+from circuitkit.core.node import Kind, Node, Site
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.featurizing import Featurizers, Place
 from circuitkit.engine.packed.coordinates import CoordinateEdits, Seen, Source, read_by_mlp, read_site
 from circuitkit.engine.packed.memory import RowBudget, in_slices
@@ -184,19 +185,40 @@ class Replacements:
         means, runs = collected.means, collected.runs
         self.coordinates = CoordinateEdits(featurizers or {}, patcher, means, runs, self._entries, prompts.n_pos)
 
+    def make(self, universe: NodeUniverse) -> None:
+        """Makes the values of all heads and MLPs of a universe at once, for patchers that do not read the activation.
+
+        A pass makes those that it lacks. Here they are made before all passes, where whoever runs them is still near on the stack.
+        """
+        if self._patcher.reads_activation:
+            return
+        for layer in range(self._model.n_layers):
+            if universe.kinds & {Kind.HEAD, Kind.ATTENTION}:
+                self.heads(layer, None, slice(0, 1))
+            if Kind.MLP in universe.kinds and layer not in self._mlps:
+                self._mlps[layer] = self.mlp_from(layer, self._collected.mlps.get(layer))
+
     def heads(
         self, layer: int, z: Float[Tensor, "mask prompt pos head d_head"] | None, rows: slice
     ) -> Float[Tensor, "*any_mask #prompt all_pos head d_head"]:
         """Values for all heads of a layer. ``z`` is what they compute now; it may be left out if the patcher does not read it."""
-        if self._patcher.reads_activation:
+        if layer in self._heads:
+            return self._pick(self._heads[layer], rows)
+        source, reads = self._collected.heads.get(layer), self._patcher.reads_activation
+        if reads:
             assert z is not None
-            source = self._source(self._collected.heads, layer, rows)
-            return self._patch_heads(layer, z, source)
-        if layer not in self._heads:
-            source = self._collected.heads.get(layer)
-            blank = self._blank(layer, source, (self._model.n_heads, self._model.d_head))
-            self._heads[layer] = self._patch_heads(layer, blank, source)
-        return self._pick(self._heads[layer], rows)
+            acts, source = z, None if source is None else self._pick(source, rows).expand_as(z)
+        else:
+            acts = self._blank(layer, source, (self._model.n_heads, self._model.d_head))
+        made = []
+        for head in range(self._model.n_heads):  # here and not in a function of its own: someone debugs a patcher from this stack
+            of_head = None if source is None else source[..., head, :]
+            made.append(self._patcher.value(acts[..., head, :], of_head, Node.of_head(layer, head)))
+        values = torch.stack(made, -2)
+        if reads:
+            return values
+        self._heads[layer] = values
+        return self._pick(values, rows)
 
     def mlp(
         self, layer: int, out: Float[Tensor, "mask prompt pos d_model"] | None, rows: slice
@@ -205,8 +227,8 @@ class Replacements:
         site = Node.of_mlp(layer)
         if self._patcher.reads_activation:
             assert out is not None
-            source = self._source(self._collected.mlps, layer, rows)
-            return self._patcher.value(out, None if source is None else source.expand_as(out), site)
+            source = self._collected.mlps.get(layer)
+            return self._patcher.value(out, None if source is None else self._pick(source, rows).expand_as(out), site)
         if layer not in self._mlps:
             self._mlps[layer] = self.mlp_from(layer, self._collected.mlps.get(layer))
         return self._pick(self._mlps[layer], rows, axis=self._mlps[layer].ndim - 3)
@@ -248,24 +270,12 @@ class Replacements:
         other._entries, other._positions = self._entries[prompts], positions
         return other
 
-    def _patch_heads(self, layer: int, z: Tensor, source: Tensor | None) -> Tensor:
-        values = []
-        for head in range(self._model.n_heads):
-            act = z[..., head, :]
-            values.append(
-                self._patcher.value(act, None if source is None else source[..., head, :].expand_as(act), Node.of_head(layer, head))
-            )
-        return torch.stack(values, -2)
-
     def _blank(self, layer: int, source: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         """An activation that carries shape, dtype and device only."""
         if source is not None:
             return source.new_zeros(()).expand(source.shape)
         device = self._model.device_of(layer)
         return torch.zeros((), dtype=self._model.dtype, device=device).expand(1, self._n_pos, *shape)
-
-    def _source(self, table: dict[int, Tensor], layer: int, rows: slice) -> Tensor | None:
-        return self._pick(table[layer], rows) if layer in table else None
 
     def _pick(self, table: Tensor, rows: slice, axis: int = 0) -> Tensor:
         if self._positions is not None:
