@@ -92,6 +92,7 @@ class Runner:
                 info = run_info(name, scorer, parts, settings)
                 replay = self._start(info, resume, check)
                 scorer.check()
+                scorer.prepare()
                 self._baseline(scorer)
                 result = self._discover(method, scorer, info, replay)
                 unchanged(parts)  # a file that a part reads

@@ -6,7 +6,8 @@ The command line prints it without a traceback; any other exception is a bug of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -50,6 +51,16 @@ def noted(error: BaseException, text: str) -> None:
     """Adds to an exception where it happened, for its traceback; Python shows it from 3.11 on."""
     notes = [*getattr(error, "__notes__", ()), text]
     error.__notes__ = notes  # add_note is newer than 3.10
+
+
+@contextmanager
+def noting(where: Callable[[], str]) -> Iterator[None]:
+    """Adds to any exception from the body where it happened. What ``where`` gives is made only then."""
+    try:
+        yield
+    except Exception as error:
+        noted(error, where())
+        raise
 
 
 def unknown_choice(what: str, found: object, choices: Iterable[object], remedy: str = "") -> str:

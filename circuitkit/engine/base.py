@@ -99,6 +99,26 @@ WHOLE = Share()
 """All passes."""
 
 
+def removed_by(mask: Float[Tensor, " unit"] | Bool[Tensor, " unit"], universe: Universe, most: int = 6) -> str:
+    """The first few units that a mask removes, wholly or in part, for people."""
+    places = (mask < 1).nonzero().flatten().tolist()
+    names = ", ".join(str(universe.unit(place)) for place in places[:most]) or "nothing"
+    return names + (f" and {len(places) - most} more" if len(places) > most else "")
+
+
+def pass_over(rows: slice, masks: Tensor, universe: Universe, places: Sequence[int] | None = None) -> str:
+    """Which pass this is, for the note on an error in it.
+
+    Args:
+        rows: The prompts.
+        masks: One row per mask.
+        universe: Of the masks.
+        places: Of the masks in the list that was asked for; None for the only one.
+    """
+    which = "the mask that" if places is None else f"the masks of places {list(places)[:8]}, the first of which"
+    return f"over prompts {rows.start}-{rows.stop - 1} and {which} removes {removed_by(masks[0], universe)}"
+
+
 class Engine(Part):
     """Scores masks over one universe, on one model, prompt set, patcher and metric.
 
@@ -208,6 +228,12 @@ class Engine(Part):
 
         Raises:
             MeasurementError: They differ, or the patcher changes nothing.
+        """
+
+    def prepare(self) -> None:  # noqa: B027  an engine may have nothing to prepare
+        """Makes what every pass needs and no mask changes: the corrupt run, and values of a patcher that does not read the activation.
+
+        ``score`` does so itself; whoever calls this before has an error of the patcher at once, with a short stack.
         """
 
     def percent(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Float[Tensor, " mask"]:

@@ -140,6 +140,9 @@ class DistributedEngine(Engine):
     def check(self) -> None:
         self._engine.check()
 
+    def prepare(self) -> None:
+        self._engine.prepare()
+
     def on(self, prompts: PromptSet) -> Engine:
         return self._engine.on(prompts)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from circuitkit.config import build
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.describe import describe
-from circuitkit.core.errors import ConfigError
+from circuitkit.core.errors import ConfigError, noted
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Level
 from circuitkit.core.records import TextArtifact
@@ -163,6 +163,7 @@ def recording(config: DictConfig) -> Iterator[LoggerGroup]:
     try:
         yield group
     except BaseException as error:
+        noted(error, f"in the run {config.name}")
         group.finalize("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
         raise
     group.finalize("finished")

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-from circuitkit.core.errors import MeasurementError, noted
+from circuitkit.core.errors import MeasurementError, noting
 from circuitkit.core.node import Node
 from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
@@ -91,14 +91,12 @@ class Patcher(Part):
         Raises:
             MeasurementError: It gives no tensor like ``act``.
         """
-        try:
+        name = type(self).__name__
+        with noting(lambda: f"{name}.patch failed at {site} (site {site.site}, layer {site.layer}), act {tuple(act.shape)}"):
             found = self.patch(act, source, site)
-        except Exception as error:
-            noted(error, f"{type(self).__name__}.patch failed at {site} (site {site.site}, layer {site.layer}), act {tuple(act.shape)}")
-            raise
         if found.shape != act.shape or found.dtype != act.dtype or found.device != act.device:
             raise MeasurementError(
-                f"{type(self).__name__}.patch gave a tensor {tuple(found.shape)} of {found.dtype} on {found.device} for {site}. Expected "
+                f"{name}.patch gave a tensor {tuple(found.shape)} of {found.dtype} on {found.device} for {site}. Expected "
                 f"one like the activation, {tuple(act.shape)} of {act.dtype} on {act.device}: make it with torch.zeros_like(act) or "
                 "`.to(act)`."
             )

@@ -9,14 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitkit.core.errors import MeasurementError
+from circuitkit.core.errors import MeasurementError, noting
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.universe import EdgeUniverse, NodeUniverse
+from circuitkit.engine.base import pass_over
 from circuitkit.engine.dense.base import DensePass, Score
 from circuitkit.engine.dense.blend import accumulator
 from circuitkit.engine.dense.edges import DenseEdges
 from circuitkit.engine.dense.nodes import DenseNodes
-from circuitkit.engine.packed.memory import RowBudget, free_bytes, within_memory
+from circuitkit.engine.packed.memory import RowBudget, free_bytes, in_slices, within_memory
 from circuitkit.metrics.base import Metric
 from circuitkit.models import differentiable
 from circuitkit.models.hooked import HookedModel
@@ -75,6 +76,7 @@ class Gradients:
         self._model = model
         self._prompts = prompts
         self._metric = metric
+        self._universe = universe
         self._n_units = len(universe)
         self._pass: DensePass
         if isinstance(universe, EdgeUniverse):
@@ -126,7 +128,8 @@ class Gradients:
         score = self._score(rows, clean=False)
         with differentiable.frozen(self._model):
             self._prepare()
-            found = [score(self._pass.logits(mask[None], rows)).mean() for mask in flat]
+            with noting(lambda: f"under soft masks {pass_over(rows, flat, self._universe, range(len(flat)))}"):
+                found = [score(self._pass.logits(mask[None], rows)).mean() for mask in flat]
         return torch.stack(found).reshape(masks.shape[:-1])
 
     def _derive(self, mask: Tensor | None, rules: Rules | str, of: _Derivative, take: Callable[[Tensor], object]) -> None:
@@ -138,11 +141,12 @@ class Gradients:
             self._prepare()
             with rules.applied(self._model):
                 run = partial(self._part, mask, of, clean)
-                for _, part in within_memory(self._split(slice(0, len(self._prompts))), run, self._budget, self._split):
+                for _, part in in_slices(len(self._prompts), run, self._budget):
                     take(part)
 
     def _part(self, mask: Tensor, of: _Derivative, clean: bool, rows: slice) -> Tensor:
-        found = of(mask, rows, self._score(rows, clean)).cpu()
+        with noting(lambda: f"in a gradient {pass_over(rows, mask[None], self._universe)}"):
+            found = of(mask, rows, self._score(rows, clean)).cpu()
         if not bool(found.isfinite().all()):
             raise MeasurementError(
                 "The gradients hold NaN or infinity. Load the model in float32 or bfloat16 (model.dtype) and check its weights with "
@@ -175,11 +179,6 @@ class Gradients:
             low, high = mask.min().item(), mask.max().item()
             raise MeasurementError(f"A soft mask lies between 0 (replaced) and 1 (kept), found {low:.4g} to {high:.4g}. Clamp it.")
         return mask
-
-    def _split(self, rows: slice) -> list[slice]:
-        """Prompts in passes of as many as fit."""
-        firsts = range(rows.start, rows.stop, self._budget.rows)
-        return [slice(first, min(first + self._budget.rows, rows.stop)) for first in firsts]
 
     def _prepare(self) -> None:
         whole = slice(0, len(self._prompts))

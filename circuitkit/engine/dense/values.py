@@ -122,11 +122,11 @@ def check_differentiable(patcher: Patcher) -> None:
     given = None if patcher.needs.source == "none" else source
     site, step = Node.of_mlp(0), 1e-6
     with torch.no_grad():
-        apart = patcher.patch(act + step * along, given, site) - patcher.patch(act - step * along, given, site)
+        apart = patcher.value(act + step * along, given, site) - patcher.value(act - step * along, given, site)
         expected = apart.double().sum() / (2 * step)
     with torch.enable_grad():
         leaf = act.clone().requires_grad_()
-        value = patcher.patch(leaf, given, site)
+        value = patcher.value(leaf, given, site)
         found = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
     slope = 0.0 if found is None else float((found * along).sum())
     if abs(slope - float(expected)) > 1e-4 * max(1.0, abs(float(expected))):

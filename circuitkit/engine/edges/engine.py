@@ -8,16 +8,19 @@ make of it. From the receiver on, edges x prompts are the rows of one pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.errors import noting
 from circuitkit.core.node import Edge
 from circuitkit.core.shapes import Masks, Values
-from circuitkit.engine.base import WHOLE, Share
+from circuitkit.core.universe import EdgeUniverse
+from circuitkit.engine.base import WHOLE, Share, pass_over
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.held import EdgePasses
 from circuitkit.engine.edges.pruned import PrunedEdges
@@ -48,6 +51,9 @@ class PackedEdges(EdgeEngine):
     def batch(self) -> int:
         return self._packed.batch
 
+    def prepare(self) -> None:
+        self._packed.plain.make(self._packed.universe)
+
     @property
     def oracle(self) -> EdgeEngine:
         return self._packed.oracle.edges(self.circuit, **self.options)
@@ -56,7 +62,13 @@ class PackedEdges(EdgeEngine):
         places = self.places_of(units)
         values = torch.full((len(self.universe), len(self.prompts)), torch.nan)
         edges = {self.universe.unit(place) for place in places}
-        self.passes.in_slices(lambda rows: self._single.fill(edges, rows, values, share))
+
+        def fill(rows: slice) -> None:
+            with noting(lambda: f"while the edges {', '.join(map(str, units[:6]))}{' ...' * (len(units) > 6)} were patched one by one, "
+                                f"over prompts {rows.start}-{rows.stop - 1}"):  # fmt: skip
+                self._single.fill(edges, rows, values, share)
+
+        self.passes.in_slices(fill)
         return values[places]
 
     def score(self, masks: Masks, base: Bool[Tensor, " edge"] | None = None) -> Values:
@@ -71,8 +83,13 @@ class PackedEdges(EdgeEngine):
         def fill(rows: slice) -> None:
             for start, chosen in groups:
                 for part in chosen.split(self.passes.copies(rows)):
-                    values[part, rows] = self.passes.measured(self._pruned.logits(start, masks[part], rows), rows)
+                    with noting(partial(_pass, rows, masks, self.universe, part)):
+                        values[part, rows] = self.passes.measured(self._pruned.logits(start, masks[part], rows), rows)
 
         if groups:
             self.passes.in_slices(fill)
         return values
+
+
+def _pass(rows: slice, masks: Masks, universe: EdgeUniverse, part: Int[Tensor, " some"]) -> str:
+    return f"in a pass {pass_over(rows, masks[part], universe, part.tolist())}"

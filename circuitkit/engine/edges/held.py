@@ -112,17 +112,14 @@ class EdgePasses:
         self._engine.work.add(rows.stop - rows.start, self.model.n_layers, self._engine.prompts.n_pos, corrupt=True)
 
     def _in_slices(self, fill: Callable[[slice], None]) -> None:
+        budget = self._engine.budget
+
         def split(rows: slice) -> Iterator[slice]:
             self._held.clear()
-            return self._slices(rows)
+            return budget.slices(rows)
 
-        for _ in within_memory(self._slices(slice(0, len(self._engine.prompts))), fill, self._engine.budget, split):
+        for _ in within_memory(budget.slices(slice(0, len(self._engine.prompts))), fill, budget, split):
             pass
-
-    def _slices(self, within: slice) -> Iterator[slice]:
-        step = self._engine.budget.rows
-        for first in range(within.start, within.stop, step):
-            yield slice(first, min(first + step, within.stop))
 
 
 def added(resid: Resid, shift: Shift) -> Resid:

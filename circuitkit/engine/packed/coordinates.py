@@ -117,12 +117,15 @@ class CoordinateEdits:
                 chosen = coordinates[..., slots]
                 # One coordinate per row, so that a patcher sees of each just its own values.
                 table = None if source is None else _as_rows(source.coordinates[..., slots])
-                values = self._value(all_of(place), _as_rows(chosen), table).squeeze(-1).movedim(0, -1)
+                rows_of = _as_rows(chosen)
+                values = self._patcher.value(*self._asked(rows_of, table), all_of(place))
+                values = self._trimmed(values, rows_of).squeeze(-1).movedim(0, -1)
                 coordinates = coordinates.index_copy(-1, slots, torch.where(removed.keep.to(device), chosen, values.to(chosen.dtype)))
             if not removed.keep_error.all():
                 site, layer = place
-                values = self._value(Node.of_feature(layer, None, site), error, None if source is None else source.error)
-                error = torch.where(kept[..., None], error, values.to(error.dtype))
+                asked = self._asked(error, None if source is None else source.error)
+                values = self._patcher.value(*asked, Node.of_feature(layer, None, site))
+                error = torch.where(kept[..., None], error, self._trimmed(values, error).to(error.dtype))
             out = featurizer.decode(coordinates, error).to(act.dtype)
         # Where nothing is removed the activation is left as it is, to the last bit.
         return torch.where(removed.untouched.to(device)[..., None], act.unflatten(0, (-1, n_prompts)), out).flatten(0, 1)
@@ -134,17 +137,22 @@ class CoordinateEdits:
             return None
         return Source(*self._featurizers[place].encode(*self._runs[place].of(rows)))
 
-    def _value(
-        self, node: Node, act: Float[Tensor, "*unit mask prompt pos d"], source: Float[Tensor, "*unit entry all_pos d"] | None
-    ) -> Float[Tensor, "*unit #mask #prompt pos d"]:
-        """What the patcher makes of an activation, at the positions that the activation has."""
+    def _asked(
+        self, act: Float[Tensor, "*unit mask prompt pos d"], source: Float[Tensor, "*unit entry all_pos d"] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The activation and source that the patcher is given."""
         source = None if source is None else source.to(act.device, act.dtype)
         if self._patcher.reads_activation:
-            return self._patcher.value(act, None if source is None else source.unsqueeze(-4).expand_as(act), node)
+            return act, None if source is None else source.unsqueeze(-4).expand_as(act)
         shape = source.shape if source is not None else (*act.shape[:-4], 1, self._n_pos, act.shape[-1])
-        value = self._patcher.value(act.new_zeros(()).expand(shape), source, node)
-        # A pass may leave out first positions, or in its last layer all but one.
-        return value[..., -act.shape[-2] :, :].unsqueeze(-4)
+        return act.new_zeros(()).expand(shape), source
+
+    def _trimmed(self, value: Tensor, act: Float[Tensor, "*unit mask prompt pos d"]) -> Float[Tensor, "*unit #mask #prompt pos d"]:
+        """The patcher's values at the positions that the activation has.
+
+        A pass may leave out first ones, or in its last layer all but one.
+        """
+        return value if self._patcher.reads_activation else value[..., -act.shape[-2] :, :].unsqueeze(-4)
 
 
 def _as_rows(coordinates: Float[Tensor, "*row some"]) -> Float[Tensor, "some *row 1"]:

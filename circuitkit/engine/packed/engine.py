@@ -23,11 +23,12 @@ from circuitkit.engine.featurizing import Featurizers
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.conditional import ConditionalMeans
-from circuitkit.engine.packed.lane import Lane, ReplacementsFor, Work
+from circuitkit.engine.packed.lane import Lane, ReplacementsFor
 from circuitkit.engine.packed.layout import Layout
-from circuitkit.engine.packed.memory import RowBudget, within_memory
-from circuitkit.engine.packed.replacements import Collected, Collector, Replacements, entries, unchanged_prefix
+from circuitkit.engine.packed.memory import RowBudget
+from circuitkit.engine.packed.replacements import Collected, Replacements, collected, entries, unchanged_prefix
 from circuitkit.engine.packed.sliced import SlicedAttention
+from circuitkit.engine.packed.work import Work
 from circuitkit.metrics.base import Metric
 from circuitkit.models.allocator import keep_freed_memory
 from circuitkit.models.hooked import HookedModel
@@ -124,10 +125,17 @@ class PackedEngine(NodeEngine):
         held = self.model, self._layout, self.prompts, self.budget, self.work
         return Lane(*held, skip=self._skip, corrupt=corrupt, prefix=prefix, sliced=self._sliced)
 
+    def prepare(self) -> None:
+        self.plain.make(self.universe)
+
+    @cached_property
+    def plain(self) -> Replacements:
+        """What removed components are replaced by, whatever else is removed; with conditional means, what heads are replaced by."""
+        return Replacements(self.model, self.prompts, self.patcher, self._collected, self.featurizers)
+
     @cached_property
     def _replacements_for(self) -> ReplacementsFor:
-        plain = Replacements(self.model, self.prompts, self.patcher, self._collected, self.featurizers)
-        needs = self.patcher.needs
+        plain, needs = self.plain, self.patcher.needs
         if not needs.conditional:
             return lambda *_: plain
         if self.patcher.reads_activation:
@@ -142,13 +150,7 @@ class PackedEngine(NodeEngine):
     @cached_property
     def _collected(self) -> Collected:
         """The one run over the corrupt prompts."""
-        if self.patcher.needs.source == "none":
-            return Collected()
-        collector = Collector(self.model, self.prompts, self.patcher.needs, self.featurizers)
-        slices = self._clean_lane.slices
-        for rows, _ in within_memory(slices(), collector.add, self.budget, slices):
-            self.work.add(rows.stop - rows.start, self.model.n_layers, self.prompts.n_pos, corrupt=True)
-        return collector.collected()
+        return collected(self.model, self.prompts, self.patcher.needs, self.budget, self.work, self.featurizers)
 
     @cached_property
     def oracle(self) -> ReferenceEngine:

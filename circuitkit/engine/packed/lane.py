@@ -3,58 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitkit.core.errors import noted
+from circuitkit.core.errors import noting
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks
+from circuitkit.engine.base import pass_over
 from circuitkit.engine.packed.layout import Edits, Layout
-from circuitkit.engine.packed.memory import RowBudget, within_memory
+from circuitkit.engine.packed.memory import RowBudget, in_slices, within_memory
 from circuitkit.engine.packed.packed_pass import PackedPass, SeeMlp
 from circuitkit.engine.packed.packing import Pack, pack
 from circuitkit.engine.packed.replacements import Replacements
 from circuitkit.engine.packed.sliced import SlicedAttention, live_heads
 from circuitkit.engine.packed.trunk import Trunk, Watch
+from circuitkit.engine.packed.work import Work
 from circuitkit.models.cache import keys_values, new_cache, prefix_cache, sliding_window
 from circuitkit.models.hooked import HookedModel
 
 ReplacementsFor = Callable[[Masks, Bool[Tensor, " node"]], Replacements]
 """Gives what removed components are replaced by for some masks, and the mask from which they were made."""
-
-
-@dataclass
-class Work:
-    """What an engine has computed so far; the same on every machine.
-
-    Attributes:
-        passes: Forward passes, whole or partial.
-        rows: Rows of these.
-        layer_rows: Layers x rows computed.
-        layer_tokens: Layers x rows x positions computed.
-        corrupt_passes: Passes over corrupt prompts, among them.
-        corrupt_layer_rows: Layers x rows of these.
-    """
-
-    passes: int = 0
-    rows: int = 0
-    layer_rows: int = 0
-    layer_tokens: int = 0
-    corrupt_passes: int = 0
-    corrupt_layer_rows: int = 0
-
-    def add(self, rows: int, layers: int, n_pos: int, *, corrupt: bool) -> None:
-        """Counts one pass."""
-        self.passes += 1
-        self.rows += rows
-        self.layer_rows += rows * layers
-        self.layer_tokens += rows * layers * n_pos
-        self.corrupt_passes += corrupt
-        self.corrupt_layer_rows += corrupt * rows * layers
 
 
 class Lane:
@@ -136,19 +107,17 @@ class Lane:
         starts = self._layout.first_difference(masks, self.trunk.mask).minimum(latest)
         packs = pack(masks, starts, self._cuts(masks), self._layout, len(self._ids), self._budget.rows)
 
+        universe = self._layout.universe
+
         def run(part: Pack) -> Tensor | None:
             chosen = masks[part.masks]
             # Looked up anew: another call may have moved the trunk since the last result was taken.
             entry = self.trunk.entry(min(part.start, int(self._layout.first_difference(chosen, self.trunk.mask).min())))
             cut = min(part.cut, int(self._cuts(chosen).min()))
             seen = None if see_mlp is None else see_mlp(part)
-            try:
+            with noting(lambda: f"in a pass from layer {entry} {pass_over(part.rows, chosen, universe, part.masks.tolist())}"):
                 visit = self._visit(chosen, part.rows, entry, replacements_for(chosen, base), see_mlp=seen, narrow=stop is None, cut=cut)
                 return self._forward(visit, part.rows, len(part.masks), entry=entry, stop=stop, cut=cut)
-            except Exception as error:
-                noted(error, f"in a pass from layer {entry} over prompts {part.rows.start}-{part.rows.stop - 1} and the masks of "
-                             f"places {part.masks.tolist()[:8]}, the first of which removes {self._layout.removed(chosen[0])}")  # fmt: skip
-                raise
 
         yield from within_memory(packs, run, self._budget, lambda part: part.split(self._budget.rows))
 
@@ -173,24 +142,18 @@ class Lane:
         def run(rows: slice) -> tuple[Watch, Tensor | None]:
             watch = Watch.of(range(entry, until + 1), self.trunk.stride)
             cache = new_cache(self._model) if self.cone else None
-            visit = self._visit(mask[None], rows, entry, replacements_for(mask[None], mask), watch=watch, narrow=to_logits)
-            out = self._forward(visit, rows, 1, entry=entry, stop=None if to_logits else until, cache=cache)
+            with noting(lambda: f"in the pass to hold, from layer {entry} {pass_over(rows, mask[None], self._layout.universe)}"):
+                visit = self._visit(mask[None], rows, entry, replacements_for(mask[None], mask), watch=watch, narrow=to_logits)
+                out = self._forward(visit, rows, 1, entry=entry, stop=None if to_logits else until, cache=cache)
             if entry in watch.layers and entry not in watch.z:
                 self.trunk.carry(entry, rows, watch)
             if cache is not None:
                 watch.kv.update(keys_values(cache))
             return watch, out
 
-        seen = [result for _, result in within_memory(self.slices(), run, self._budget, self.slices)]
+        seen = [result for _, result in in_slices(len(self._ids), run, self._budget)]
         self.trunk.replace(mask, entry, until, [watch for watch, _ in seen])
         return [out for _, out in seen if out is not None]
-
-    def slices(self, within: slice | None = None) -> Iterator[slice]:
-        """The prompts, in passes that fit."""
-        start, stop = (0, len(self._ids)) if within is None else (within.start, within.stop)
-        rows = self._budget.rows
-        for first in range(start, stop, rows):
-            yield slice(first, min(first + rows, stop))
 
     def _visit(
         self,

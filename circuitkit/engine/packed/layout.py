@@ -76,12 +76,6 @@ class Layout:
         always = torch.ones(len(masks), 1, dtype=torch.bool)
         return torch.cat([masks, always], 1)[:, self._places]
 
-    def removed(self, mask: Bool[Tensor, " unit"], most: int = 6) -> str:
-        """The first few units that a mask removes, for people."""
-        places = (~mask).nonzero().flatten().tolist()
-        names = ", ".join(str(self.universe.unit(place)) for place in places[:most]) or "nothing"
-        return names + (f" and {len(places) - most} more" if len(places) > most else "")
-
     def with_all_mlps(self, masks: Masks) -> Masks:
         """The same masks with every MLP kept."""
         masks = masks.clone()
@@ -112,15 +106,27 @@ class Edits:
         masks: One row per mask.
         rows: The prompts of the pass.
         cut: First position that the pass computes.
+
+    Attributes:
+        n_masks: How many masks the rows are a product with; 1 where each row has its own.
     """
 
     def __init__(self, layout: Layout, masks: Masks, rows: slice, cut: int = 0) -> None:
         self.n_masks = len(masks)
+        self._by_row = False
         self._n_heads = layout.universe.n_heads
         self._units = layout.components(masks)
         self._coordinates = layout.coordinates
         self._masks = masks
         self._span_at = None if layout.span_at is None else layout.span_at[rows, cut:]
+
+    @classmethod
+    def by_row(cls, layout: Layout, masks: Masks) -> Edits:
+        """Of a pass each of whose rows is a prompt under a mask of its own. The universe has units at all positions only."""
+        assert layout.span_at is None
+        edits = cls(layout, masks, slice(0, len(masks)))
+        edits.n_masks, edits._by_row = 1, True
+        return edits
 
     def heads(self, layer: int) -> Bool[Tensor, "mask prompt pos head"]:
         """True where a head's output is kept. Axes that make no difference have length 1."""
@@ -135,7 +141,7 @@ class Edits:
         there = self._coordinates.get((site, layer))
         if there is None:
             return None
-        always = torch.ones(self.n_masks, 1, dtype=torch.bool)
+        always = torch.ones(len(self._masks), 1, dtype=torch.bool)
         error = torch.cat([self._masks, always], 1)[:, there.error]
         units = torch.cat([self._masks, always], 1)[:, there.places]
         some = ~units.all(-1).all(0)
@@ -145,6 +151,8 @@ class Edits:
         return Removed(there.slots[some], keep, self._spread(error[:, None])[:, 0])
 
     def _spread(self, units: Bool[Tensor, "mask unit span"]) -> Bool[Tensor, "mask unit prompt pos"]:
+        if self._by_row:
+            return units.transpose(0, 1)[None]
         if self._span_at is None:
             return units[..., None]
         uncovered = torch.ones(*units.shape[:-1], 1, dtype=torch.bool)

@@ -28,24 +28,31 @@ class RowBudget:
         model: Whose passes.
         n_pos: Tokens per row.
         max_rows: The user's bound; None to use free memory.
+        held: Bytes that each row holds besides what a pass takes, such as keys and values.
 
     Attributes:
         rows: Rows that a pass may have now.
     """
 
-    def __init__(self, model: HookedModel, n_pos: int, max_rows: int | None = None) -> None:
+    def __init__(self, model: HookedModel, n_pos: int, max_rows: int | None = None, *, held: int = 0) -> None:
         if max_rows is not None and max_rows < 1:
             raise MeasurementError(f"engine.max_rows must be at least 1, found {max_rows}. Leave it out to use the free memory.")
-        fitting = int(0.5 * free_bytes(model.device) // row_bytes(model, n_pos))
+        a_row = row_bytes(model, n_pos) + held
+        fitting = int(0.5 * free_bytes(model.device) // a_row)
         if fitting < 1 and max_rows is None:
             raise MeasurementError(
                 f"Not even one prompt of {n_pos} tokens fits the free memory ({free_bytes(model.device) / 2**20:.0f} "
                 "MiB, one row takes about "
-                f"{row_bytes(model, n_pos) / 2**20:.0f} MiB). Free some, take a smaller model or dtype, or set engine.max_rows=1 to try."
+                f"{a_row / 2**20:.0f} MiB). Free some, take a smaller model or dtype, or set engine.max_rows=1 to try."
             )
         useful = max(1, TOKENS_A_PASS.get(model.device.type, 4096) // n_pos)
         # Above what is useful a pass gets slower (scripts/bench/RESULTS.md), so a larger bound changes nothing.
         self.rows = min(fitting if max_rows is None else max_rows, useful)
+
+    def slices(self, within: slice) -> Iterator[slice]:
+        """Some prompts, in passes that fit."""
+        for first in range(within.start, within.stop, self.rows):
+            yield slice(first, min(first + self.rows, within.stop))
 
     def halve(self, error: BaseException) -> None:
         """Makes passes half as large after one did not fit.
@@ -94,6 +101,15 @@ def within_memory(
             waiting = deque(part for other in (piece, *waiting) for part in split(other))
             continue
         yield piece, result
+
+
+def in_slices(n_rows: int, run: Callable[[slice], _Result], budget: RowBudget) -> Iterator[tuple[slice, _Result]]:
+    """Runs all prompts in passes that fit, likewise.
+
+    Yields:
+        Each slice of the prompts with its result.
+    """
+    return within_memory(budget.slices(slice(0, n_rows)), run, budget, budget.slices)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -81,20 +81,20 @@ class PackedPass:
     def __call__(self, layer: Layer) -> None:
         if self._watch is not None:
             self._watch.see(layer)
-        self._attention(layer)
+        index = layer.index
+        known = self._rows_of(self._dead_out[index]) if index in self._dead_out else self._entry_out if index == self._entry else None
+        if known is None:
+            self._heads(layer)
+        self._attention(layer, known)
         self._mlp(layer)
         self._stream(layer)
 
-    def _attention(self, layer: Layer) -> None:
-        index = layer.index
-        known = self._rows_of(self._dead_out[index]) if index in self._dead_out else self._entry_out if index == self._entry else None
+    def _attention(self, layer: Layer, known: Float[Tensor, "row some d_model"] | None) -> None:
+        """What an attention adds as a whole; it is not computed where that is known."""
+        out = self._with_features((Site.ATTN_OUT, layer.index), lambda: Seen(layer.attention_out if known is None else known))
         if known is not None:
-            out = self._with_features((Site.ATTN_OUT, index), lambda: Seen(known))
             layer.skip_attention(known if out is None else out)
-            return
-        self._heads(layer)
-        out = self._with_features((Site.ATTN_OUT, index), lambda: Seen(layer.attention_out))
-        if out is not None:
+        elif out is not None:
             layer.attention_out = out
 
     def _heads(self, layer: Layer) -> None:

@@ -9,10 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitkit.core.node import Node, Site
+from circuitkit.core.node import Kind, Node, Site
 from circuitkit.core.prompts import PromptSet
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.featurizing import Featurizers, Place
 from circuitkit.engine.packed.coordinates import CoordinateEdits, Seen, Source, read_by_mlp, read_site
+from circuitkit.engine.packed.memory import RowBudget, in_slices
+from circuitkit.engine.packed.work import Work
 from circuitkit.models.hooked import HookedModel, Layer
 from circuitkit.patchers.base import Needs, Patcher
 
@@ -146,6 +149,18 @@ class Collector:
         )
 
 
+def collected(
+    model: HookedModel, prompts: PromptSet, needs: Needs, budget: RowBudget, work: Work, featurizers: Featurizers | None = None
+) -> Collected:
+    """What a patcher needs of the corrupt run: the one run over the corrupt prompts, where it needs any."""
+    if needs.source == "none":
+        return Collected()
+    collector = Collector(model, prompts, needs, featurizers)
+    for rows, _ in in_slices(len(prompts), collector.add, budget):
+        work.add(rows.stop - rows.start, model.n_layers, prompts.n_pos, corrupt=True)
+    return collector.collected()
+
+
 class Replacements:
     """The values that a patcher gives, ready to be laid over activations of rows = masks x prompts. Final.
 
@@ -163,25 +178,47 @@ class Replacements:
         self._collected = collected
         self._n_pos = prompts.n_pos
         self._entries = entries(patcher.needs, prompts)
+        self._positions: Int[Tensor, " pos"] | None = None
         self._heads: dict[int, Tensor] = {}
         self._mlps: dict[int, Tensor] = {}
         self._outs: dict[int, Tensor] = {}
         means, runs = collected.means, collected.runs
         self.coordinates = CoordinateEdits(featurizers or {}, patcher, means, runs, self._entries, prompts.n_pos)
 
+    def make(self, universe: NodeUniverse) -> None:
+        """Makes the values of all heads and MLPs of a universe at once, for patchers that do not read the activation.
+
+        A pass makes those that it lacks. Here they are made before all passes, where whoever runs them is still near on the stack.
+        """
+        if self._patcher.reads_activation:
+            return
+        for layer in range(self._model.n_layers):
+            if universe.kinds & {Kind.HEAD, Kind.ATTENTION}:
+                self.heads(layer, None, slice(0, 1))
+            if Kind.MLP in universe.kinds and layer not in self._mlps:
+                self._mlps[layer] = self.mlp_from(layer, self._collected.mlps.get(layer))
+
     def heads(
         self, layer: int, z: Float[Tensor, "mask prompt pos head d_head"] | None, rows: slice
     ) -> Float[Tensor, "*any_mask #prompt all_pos head d_head"]:
         """Values for all heads of a layer. ``z`` is what they compute now; it may be left out if the patcher does not read it."""
-        if self._patcher.reads_activation:
+        if layer in self._heads:
+            return self._pick(self._heads[layer], rows)
+        source, reads = self._collected.heads.get(layer), self._patcher.reads_activation
+        if reads:
             assert z is not None
-            source = self._source(self._collected.heads, layer, rows)
-            return self._patch_heads(layer, z, source)
-        if layer not in self._heads:
-            source = self._collected.heads.get(layer)
-            blank = self._blank(layer, source, (self._model.n_heads, self._model.d_head))
-            self._heads[layer] = self._patch_heads(layer, blank, source)
-        return self._pick(self._heads[layer], rows)
+            acts, source = z, None if source is None else self._pick(source, rows).expand_as(z)
+        else:
+            acts = self._blank(layer, source, (self._model.n_heads, self._model.d_head))
+        made = []
+        for head in range(self._model.n_heads):  # here and not in a function of its own: someone debugs a patcher from this stack
+            of_head = None if source is None else source[..., head, :]
+            made.append(self._patcher.value(acts[..., head, :], of_head, Node.of_head(layer, head)))
+        values = torch.stack(made, -2)
+        if reads:
+            return values
+        self._heads[layer] = values
+        return self._pick(values, rows)
 
     def mlp(
         self, layer: int, out: Float[Tensor, "mask prompt pos d_model"] | None, rows: slice
@@ -190,8 +227,8 @@ class Replacements:
         site = Node.of_mlp(layer)
         if self._patcher.reads_activation:
             assert out is not None
-            source = self._source(self._collected.mlps, layer, rows)
-            return self._patcher.value(out, None if source is None else source.expand_as(out), site)
+            source = self._collected.mlps.get(layer)
+            return self._patcher.value(out, None if source is None else self._pick(source, rows).expand_as(out), site)
         if layer not in self._mlps:
             self._mlps[layer] = self.mlp_from(layer, self._collected.mlps.get(layer))
         return self._pick(self._mlps[layer], rows, axis=self._mlps[layer].ndim - 3)
@@ -227,14 +264,11 @@ class Replacements:
         other._mlps = {**self._mlps, **tables}
         return other
 
-    def _patch_heads(self, layer: int, z: Tensor, source: Tensor | None) -> Tensor:
-        values = []
-        for head in range(self._model.n_heads):
-            act = z[..., head, :]
-            values.append(
-                self._patcher.value(act, None if source is None else source[..., head, :].expand_as(act), Node.of_head(layer, head))
-            )
-        return torch.stack(values, -2)
+    def at(self, prompts: Int[Tensor, " row"], positions: Int[Tensor, " pos"]) -> Replacements:
+        """The same values for a pass with a row for each of these prompts, which computes these of their positions, in any order."""
+        other = copy(self)
+        other._entries, other._positions = self._entries[prompts], positions
+        return other
 
     def _blank(self, layer: int, source: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         """An activation that carries shape, dtype and device only."""
@@ -243,10 +277,9 @@ class Replacements:
         device = self._model.device_of(layer)
         return torch.zeros((), dtype=self._model.dtype, device=device).expand(1, self._n_pos, *shape)
 
-    def _source(self, table: dict[int, Tensor], layer: int, rows: slice) -> Tensor | None:
-        return self._pick(table[layer], rows) if layer in table else None
-
     def _pick(self, table: Tensor, rows: slice, axis: int = 0) -> Tensor:
+        if self._positions is not None:
+            table = table.index_select(axis + 1, self._positions.to(table.device))
         if table.shape[axis] == 1:
             return table
         return table.index_select(axis, self._entries[rows].to(table.device))
