@@ -45,8 +45,7 @@ from circuitkit.patchers import Mean, Resample, Zero
 
 LEVELS = (Level.EDGE_QKV, Level.EDGE)
 WAYS = ("recompute", "freeze")
-ADDITIVE = tuple(family for family in FAMILIES if family != "gemma2")
-TOLERANCE = 1e-5  # of the spread of the logit differences
+TOLERANCE = 3e-5  # of the spread of the logit differences
 
 
 def edges_of(engine: Engine, keep: float = 0.6, seed: int = 0, **options) -> EdgeEngine:
@@ -207,7 +206,7 @@ def test_the_total_effect_is_that_of_giving_the_sender_its_corrupt_output(which)
 
 CASES = [
     (family, list(PATCHERS)[(2 * place + way) % len(PATCHERS)], LEVELS[(place + way) % 2], WAYS[way])
-    for (place, family), way in product(enumerate(ADDITIVE), range(2))
+    for (place, family), way in product(enumerate(FAMILIES), range(2))
 ]
 
 
@@ -232,7 +231,7 @@ def test_fast_and_naive_agree(seed_and_case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ADDITIVE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fast_and_naive_agree_everywhere(family):
     """Every patcher and way in every family."""
     for seed, patcher in enumerate(PATCHERS.values()):
@@ -300,7 +299,7 @@ def test_with_every_edge_the_circuit_is_the_node_circuit_to_the_last_bit(name):
         assert difference(values[0], expected) < TOLERANCE and difference(values[1], expected) > 0.01
 
 
-@pytest.mark.parametrize("family", ADDITIVE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_circuit_run_layer_by_layer_gives_the_engines_logits(family):
     """From the states held at every layer, and from the heads' outputs that are held there."""
     engine = engines(shared_model(family, 3, 4), tiny_prompts(4, 4), Mean("conditional"))[0]
@@ -557,14 +556,6 @@ def test_a_circuit_of_edges_where_one_of_nodes_is_expected():
     circuit = Circuit(nodes("a0.h0", "m1"), 2, 2, level=Level.EDGE, edges=(Edge.parse("a0.h0->m1"),))
     with pytest.raises(CircuitError, match=r"Take the file of the node circuit .*Circuit.nodes_only\(\)"):
         Knockout(circuit).discover(engine, on_step=lambda step: None)
-
-
-@pytest.mark.parametrize("engine_class", [PackedEngine, ReferenceEngine])
-def test_a_model_whose_heads_do_not_add_on_their_own(engine_class):
-    model = shared_model("gemma2", 2, 2)
-    engine = engine_class(model, tiny_prompts(2, 3), Zero(), LogitDiff())
-    with pytest.raises(ModelError, match="gemma2 puts a norm behind"):
-        engine.edges(Circuit(model.universe.nodes, 2, 2))
 
 
 def test_an_engine_of_positions_and_one_of_another_kind():
