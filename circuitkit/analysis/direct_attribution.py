@@ -5,8 +5,8 @@ The residual stream at the last position is a sum, so behind the final norm, div
 difference of two logits is a sum too: that of the embedding, every head, every MLP, and the biases that no part owns (those of the output
 projections, the norms and the unembedding). What a part does through later parts is not in its number.
 
-Where a norm lies behind attention or MLP (post-norm), its scale is held at what this prompt really has there too, as that of the final norm:
-then heads share in what it makes of their sum. What a head does to that scale is in nobody's number.
+Where a norm lies behind attention or MLP (post-norm), its scale too is held at what this prompt really has there, as that of the final
+norm: then heads share in what it makes of their sum. What a head does to that scale is in nobody's number.
 """
 
 from __future__ import annotations

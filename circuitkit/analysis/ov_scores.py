@@ -7,8 +7,8 @@ output projection, and from there straight to the logits. What the head looks at
 Choices: the head reads through the attention norm of its own layer, with its weights, as it would there. (Where the norms' weights are
 folded into the value projections, what is left of the next block's norm and of the own layer's is the same, so this is the next block's
 norm too.) The value bias counts; the bias of the output projection does not, because no head owns it. The final norm is applied once.
-Where a norm lies behind attention (post-norm), the head's output goes through it with the scale held constant, that is, through its weights:
-any constant gives the same, because the final norm takes the size off again.
+Where a norm lies behind attention (post-norm), the head's output goes through it with the scale held constant, that is, through its
+weights: any constant gives the same, because the final norm takes the size off again.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class Layer:
         self._block.skip(resid)
 
     def skip_projections(self, projections: Projections) -> None:
-        """Does not compute queries, keys and values; these are used instead, behind the norms of all heads together where there are some."""
+        """Does not compute queries, keys and values; these are used instead, behind norms of all heads together where there are some."""
         fused = len(self._projections) == 1
         values = [_fuse(projections, self._architecture.fused_by_head)] if fused else projections
         for envoys, value in zip(self._projections, values, strict=True):

@@ -46,7 +46,7 @@ class HeldNorm:
         is_centred: Whether the norm takes the mean off before.
     """
 
-    scale: Float[Tensor, "*row #d_model"]
+    scale: Float[Tensor, "*row some"]
     offset: Float[Tensor, " d_model"]
     is_centred: bool
 
@@ -55,7 +55,7 @@ class HeldNorm:
         """The norm as it is where it reads ``read``."""
         with torch.no_grad():
             scale, is_centred = gain_of(module)(read)
-            return cls(scale, module.forward(torch.zeros_like(read[..., :1, :])).flatten(0, -2)[0], is_centred)
+            return cls(scale, module.forward(read.new_zeros(1, read.shape[-1], dtype=next(module.parameters()).dtype))[0], is_centred)
 
     def through(self, terms: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What the norm makes of a term of its input, without the offset."""
@@ -81,9 +81,9 @@ class Slope:
         is_centred: Whether the norm takes the mean off.
     """
 
-    scale: Float[Tensor, "token #d_model"]
+    scale: Float[Tensor, "token some"]
     moved: Float[Tensor, "token d_model"]
-    factor: Float[Tensor, "token 1"]
+    factor: Float[Tensor, "token one"]
     is_centred: bool
 
     @classmethod

@@ -1,8 +1,8 @@
 """Soft masks over edges: every receiver reads a residual stream of its own, in which its senders are partly replaced.
 
 x of a receiver = residual stream + sum over senders of (1 - mask) x (value - what the sender computes); what is computed follows from such
-streams upstream. Where a norm lies behind attention or MLP, its senders' differences are added to what that norm reads instead, and the norm
-is computed anew for each receiver. At the full mask all receivers read the same, the model runs as it is, and the gradients at their ports are held
+streams upstream. Where a norm lies behind attention or MLP, the differences are added to what that norm reads instead, and it is computed
+anew for each receiver. At the full mask all receivers read the same, the model runs as it is, and the gradients at their ports are held
 against the senders' differences once they are all there (edge attribution patching, arXiv 2310.10348). At any other mask each receiver's
 stream is made for few tokens at a time, and made anew on the way back.
 """

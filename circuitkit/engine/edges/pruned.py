@@ -18,7 +18,6 @@ from circuitkit.engine.edges.sent import Sources
 from circuitkit.models.blocks import Part
 from circuitkit.models.hooked import Heads, Resid
 
-
 ByMask = Float[Tensor, "#mask prompt pos d_model"]
 """Of each mask, or the same of all."""
 

@@ -94,7 +94,8 @@ class Sent:
 
         Args:
             node: The sender; the input for the embedding.
-            act: What it gives now: a head's output before the output projection, or what an MLP gives, before a norm behind it. Rows are copies x prompts.
+            act: What it gives now: a head's output before the output projection, or what an MLP gives, before a norm behind it. Rows are
+                copies x prompts.
             sources: For these prompts.
         """
         source = self._source(node, sources)

@@ -32,7 +32,8 @@ class Seen:
     Attributes:
         z: Outputs of a layer's heads as they went on, a layer each.
         mlp: Outputs of the MLPs likewise, before any norm behind them.
-        read: What the norm before a receiver was given, or the receiver itself where there is none: under ``("heads", layer)``, ``("mlp", layer)``, ``("logits", 0)``.
+        read: What the norm before a receiver was given, or where there is none the receiver itself: under ``("heads", layer)``,
+            ``("mlp", layer)``, ``("logits", 0)``.
         logits: At the last position, float32.
     """
 
