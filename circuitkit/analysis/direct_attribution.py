@@ -3,7 +3,10 @@ residual stream.
 
 The residual stream at the last position is a sum, so behind the final norm, divided by the scale that this prompt really has there, the
 difference of two logits is a sum too: that of the embedding, every head, every MLP, and the biases that no part owns (those of the output
-projections, the final norm and the unembedding). What a part does through later parts is not in its number.
+projections, the norms and the unembedding). What a part does through later parts is not in its number.
+
+Where a norm lies behind attention or MLP (post-norm), its scale too is held at what this prompt really has there, as that of the final
+norm: then heads share in what it makes of their sum. What a head does to that scale is in nobody's number.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from circuitkit.core.errors import MeasurementError, ModelError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.universe import Universe
 from circuitkit.engine.packed.memory import RowBudget
+from circuitkit.models.blocks import Part, norm_behind
 from circuitkit.models.checks import tolerance
 from circuitkit.models.hooked import HookedModel, Layer
+from circuitkit.models.norms import HeldNorm
 
 BIAS = "bias"
 
@@ -54,7 +59,7 @@ def direct_attribution(model: HookedModel, prompts: PromptSet) -> Attribution:
     """Shares of answer minus wrong answer at the last position of the clean prompts.
 
     Args:
-        model: A model whose parts are added to the residual stream as they are, and whose logits are linear in it behind the norm.
+        model: A model whose logits are linear in the residual stream behind the final norm.
         prompts: Their answers and wrong answers.
 
     Raises:
@@ -67,9 +72,13 @@ def direct_attribution(model: HookedModel, prompts: PromptSet) -> Attribution:
     columns = [(states.embedded * direction).sum(-1, keepdim=True)]
     for layer in range(model.n_layers):
         write, bias = _head_writes(model, layer)
-        columns.append((states.z[layer] * (direction @ write.T).unflatten(-1, (model.n_heads, -1))).sum(-1))
-        columns.append((states.mlp_out[layer] * direction).sum(-1, keepdim=True))
-        biases = biases + direction @ bias
+        z, mlp_out = states.z[layer].double(), states.mlp_out[layer].double()
+        read, offset = _behind(model, layer, "attention", direction, z.flatten(-2) @ write + bias)
+        columns.append((z * (read @ write.T).unflatten(-1, (model.n_heads, -1))).sum(-1))
+        biases = biases + read @ bias + offset
+        read, offset = _behind(model, layer, "mlp", direction, mlp_out)
+        columns.append((mlp_out * read).sum(-1, keepdim=True))
+        biases = biases + offset
     values = torch.cat([*columns, biases[:, None]], 1)
     parts = ("input", *(str(node) for node in Universe.of_nodes(model.n_layers, model.n_heads)), BIAS)
     found = Attribution(parts, values, states.differences)
@@ -84,11 +93,6 @@ def check_linear(model: HookedModel) -> None:
         ModelError: It is none; the text says why.
     """
     remedy = "Use a model of another family, or measure the parts by removing them (method=knockout)."
-    if not model.architecture.additive:
-        raise ModelError(
-            f"In {model.name} ({model.architecture.family}) the outputs of attention and MLP pass through a norm before they are added to "
-            f"the residual stream, so no head has a share of its own in the logits. {remedy}"
-        )
     if getattr(model.hf.config.get_text_config(), "final_logit_softcapping", None):
         raise ModelError(f"{model.name} caps its logits with a curve (final_logit_softcapping), so they are no sum of shares. {remedy}")
     norm = model.hf.get_submodule(model.architecture.final_norm)
@@ -143,10 +147,9 @@ def _read_slice(model: HookedModel, prompts: PromptSet) -> _States:
         if layer.index == 0:
             entered.append(last(resid))
         z.append(last(layer.z))
-        resid = resid + layer.attention_out
         mlp_out.append(last(layer.mlp_out))
         if layer.index == model.n_layers - 1:
-            left.append(last(resid + layer.mlp_out))
+            left.append(last(layer.out))
 
     logits = model.run(prompts.clean, visit, **prompts.padding(slice(0, len(prompts))))
     assert logits is not None
@@ -179,8 +182,21 @@ def _readout(
     return read / (resid.pow(2).mean(-1, keepdim=True) + eps).sqrt(), biases
 
 
+def _behind(
+    model: HookedModel, layer: int, part: Part, direction: Float[Tensor, "prompt d_model"], out: Float[Tensor, "prompt d_model"]
+) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"]]:
+    """Along what attention or MLP have to give for what is then added to the stream to lie along ``direction``, the scale of a norm between
+    held at what it makes of ``out``; and what that norm's bias adds."""
+    norm = norm_behind(model, layer, part)
+    if norm is None:
+        return direction, direction.new_zeros(len(direction))
+    held = HeldNorm.at(norm, out.to(model.device_of(layer), torch.float32))
+    held = HeldNorm(held.scale.cpu().double(), held.offset.cpu().double(), held.is_centred)
+    return held.back(direction), direction @ held.offset
+
+
 def _head_writes(model: HookedModel, layer: int) -> tuple[Float[Tensor, "z d_model"], Float[Tensor, " d_model"]]:
-    """What each dimension of z writes, and the bias of the output projection: asked of the module, whatever its layout is."""
+    """What each dimension of z gives, and the bias of the output projection: asked of the module, whatever its layout is."""
     width = model.n_heads * model.d_head
     unit = torch.eye(width, dtype=model.dtype, device=model.device_of(layer)).unflatten(-1, (model.n_heads, -1))
     bias = model.project(layer, torch.zeros_like(unit[:1]))[0].cpu().double()

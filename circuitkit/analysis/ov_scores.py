@@ -7,6 +7,8 @@ output projection, and from there straight to the logits. What the head looks at
 Choices: the head reads through the attention norm of its own layer, with its weights, as it would there. (Where the norms' weights are
 folded into the value projections, what is left of the next block's norm and of the own layer's is the same, so this is the next block's
 norm too.) The value bias counts; the bias of the output projection does not, because no head owns it. The final norm is applied once.
+Where a norm lies behind attention (post-norm), the head's output goes through it with the scale held constant, that is, through its
+weights: any constant gives the same, because the final norm takes the size off again.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from circuitkit.analysis.roles import ASKED, Table, member_positions
 from circuitkit.core.errors import MeasurementError, ModelError, PromptError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.packed.memory import RowBudget
+from circuitkit.models.blocks import norm_behind
 from circuitkit.models.hooked import HookedModel, Layer
+from circuitkit.models.norms import HeldNorm
 
 DEFINITION = (
     "Share of members for which the same (copy) or the next (next) member is among the top {k} tokens, with or without a space: residual "
-    "stream after the first block, attention norm of the head's layer, W_V and b_V, W_O without its bias, final norm, unembedding."
+    "stream after the first block, attention norm of the head's layer, W_V and b_V, W_O without its bias, weights of the norm behind "
+    "attention where there is one, final norm, unembedding."
 )
 
 
@@ -62,15 +67,10 @@ def ov_scores(model: HookedModel, prompts: PromptSet, *, k: int = 5, successors:
             after it, and the answer after the last one.
 
     Raises:
-        ModelError: The model has one layer, or a norm between its heads and the residual stream.
+        ModelError: The model has one layer.
         PromptError: The prompts have no labelled members, or ``successors`` lacks one.
         MeasurementError: ``k`` is no number of tokens.
     """
-    if not model.architecture.additive:
-        raise ModelError(
-            f"In {model.name} ({model.architecture.family}) a norm lies between the heads and the residual stream, so the OV circuit of a "
-            "single head leads to no logits. Use a model whose attention adds to the residual stream."
-        )
     if model.n_layers < 2:
         raise ModelError(f"OV scores read the residual stream behind the first block, and {model.name} has one layer. Use a deeper model.")
     if not 1 <= k < model.d_vocab:
@@ -143,7 +143,9 @@ def _head_outputs(model: HookedModel, layer: int, resid: Float[Tensor, "sample d
         alone = nothing.clone()
         alone[:, head] = values[:, head]
         outs.append(model.project(layer, alone) - bias)
-    return torch.stack(outs)
+    written = torch.stack(outs)
+    norm = norm_behind(model, layer, "attention")
+    return written if norm is None else HeldNorm.at(norm, written).through(written).to(written.dtype)
 
 
 def _top(model: HookedModel, out: Float[Tensor, "sample d_model"], k: int) -> list[list[int]]:

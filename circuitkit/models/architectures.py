@@ -20,16 +20,20 @@ class Architecture:
     Attributes:
         family: As in the model's ``config.model_type``.
         blocks: The list of layers.
-        attention: The attention module in a block; returns a pair whose first part goes to the residual stream (in Gemma 2 through a norm).
+        attention: The attention module in a block; returns a pair whose first part goes to the residual stream, or to the norm before it.
         out_proj: The output projection in a block; its input is z.
         mlp: The MLP in a block; returns what goes to the residual stream, likewise.
         mlp_out_proj: The output projection of the MLP in a block; its input is the neurons' activations.
-        attention_norm: The norm before attention, in a block.
-        mlp_norm: The norm before the MLP, in a block.
+        attention_norm: The norm before attention, in a block; empty where attention reads the residual stream as it is.
+        mlp_norm: The norm before the MLP, likewise.
+        attention_post_norm: The norm between what the attention returns and the residual stream; empty where it is added as it is.
+        mlp_post_norm: The norm behind the MLP, likewise.
         query_key_value: The projections of the attention input, relative to the block; one path if they are fused.
+        query_norm: The norm of the queries of all heads together, behind their projection; empty where each head's are normed alone, as in
+            Qwen 3, or not at all.
+        key_norm: The norm of the keys, likewise.
         fused_by_head: Where they are fused, whether each head's queries, keys and values lie side by side; else all queries come first.
         final_norm: The norm before the unembedding.
-        additive: Whether what attention and MLP return is added to the residual stream as it is, so that a head's share of it is its own.
         parallel: Name of the config flag that says that MLP and attention both read the block's input; empty where it never is so.
     """
 
@@ -41,12 +45,17 @@ class Architecture:
     mlp_out_proj: str = "mlp.down_proj"
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
+    attention_post_norm: str = ""
+    mlp_post_norm: str = ""
     query_key_value: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    query_norm: str = ""
+    key_norm: str = ""
     fused_by_head: bool = False
     final_norm: str = "model.norm"
-    additive: bool = True
     parallel: str = ""
 
+
+_POST_NORMS = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.family: architecture
@@ -77,7 +86,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mistral"),
         Architecture("qwen2"),
         Architecture("qwen3"),
-        Architecture("gemma2", mlp_norm="pre_feedforward_layernorm", additive=False),
+        *(Architecture(family, mlp_norm="pre_feedforward_layernorm", **_POST_NORMS) for family in ("gemma2", "gemma3_text")),
+        *(
+            Architecture(
+                family, attention_norm="", mlp_norm="", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm", **_POST_NORMS
+            )
+            for family in ("olmo2", "olmo3")
+        ),
     )
 }
 

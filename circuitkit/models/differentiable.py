@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from circuitkit.core.errors import ModelError
 from circuitkit.core.node import PORTS, Site
 from circuitkit.models.bare import unwrapped
+from circuitkit.models.blocks import joint_norms, projections
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.linear import shared, split
 from circuitkit.models.mlp_parts import mlp_parts
@@ -129,31 +130,41 @@ def _edited(model: HookedModel, site: Site, layer: int, edit: Edit) -> Any:
 
 
 PortEdit = Callable[[str, Float[Tensor, "row pos head d_head"]], Float[Tensor, "row pos head d_head"]]
-"""Of a port (``q``, ``k`` or ``v``, in this order) and what the projection gives each head there makes what goes on."""
+"""Of a port (``q``, ``k`` or ``v``, in this order) and what each head takes there makes what goes on."""
 
 
 @contextmanager
 def ports(model: HookedModel, layer: int, edit: PortEdit) -> Iterator[None]:
-    """Within this context the queries, keys and values of a layer go through a function. Needs ``own_keys_and_values``."""
-    paths = model.architecture.query_key_value
-    modules = [model.hf.get_submodule(f"{model.architecture.blocks}.{layer}.{path}") for path in paths]
+    """Within this context the queries, keys and values of a layer go through a function, behind norms of all heads together where there
+    are some. What the function itself calls stays as it is. Needs ``own_keys_and_values``."""
+    busy = False
+
+    def edited(port: str, out: Tensor) -> Tensor:
+        nonlocal busy
+        busy = True
+        try:
+            return edit(port, out)
+        finally:
+            busy = False
 
     def single(port: str, out: Tensor) -> Tensor:
         n_heads = model.n_heads if port == "q" else model.n_kv_heads
-        return edit(port, shared(model, out.unflatten(-1, (n_heads, -1)))).flatten(-2)
+        return out if busy else edited(port, shared(model, out.unflatten(-1, (n_heads, -1)))).flatten(-2)
 
     def fused(out: Tensor) -> Tensor:
-        parts = [edit(port, shared(model, part)) for port, part in zip(PORTS, split(model, [out]), strict=True)]
+        parts = [edited(port, shared(model, part)) for port, part in zip(PORTS, split(model, [out]), strict=True)]
         if model.architecture.fused_by_head:
             return torch.stack(parts, -2).flatten(-3)
         return torch.cat([part.flatten(-2) for part in parts], -1)
 
+    modules, norms = projections(model, layer), joint_norms(model, layer)
     with ExitStack() as stack:
         if len(modules) == 1:
             stack.enter_context(after(modules[0], fused, first=True))
         else:
-            for port, module in zip(PORTS, modules, strict=True):
-                stack.enter_context(after(module, partial(single, port), first=True))
+            for port, module, norm in zip(PORTS, modules, norms, strict=True):
+                # Behind a projection, and behind a norm with all that is laid on it: a rule there has the norm's input for its own.
+                stack.enter_context(after(norm or module, partial(single, port), first=norm is None))
         yield
 
 

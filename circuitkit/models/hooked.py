@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from circuitkit.core.errors import ModelError
 from circuitkit.core.universe import Universe
+from circuitkit.models import blocks
 from circuitkit.models.architectures import Architecture, architecture_of
 from circuitkit.models.bare import is_unwrapped, wrapped
 
@@ -44,10 +45,12 @@ class Layer:
         self._block = block
         self._attention = _descend(block, architecture.attention)
         self._out_proj = _descend(block, architecture.out_proj)
-        self._mlp_norm = _descend(block, architecture.mlp_norm)
+        self._mlp_reader = _descend(block, architecture.mlp_norm or architecture.mlp)
         self._mlp = _descend(block, architecture.mlp)
         self._mlp_out_proj = _descend(block, architecture.mlp_out_proj)
-        self._projections = [_descend(block, path) for path in architecture.query_key_value]
+        behind = (architecture.query_norm, architecture.key_norm, "")
+        paths = [[path, norm] for path, norm in zip(architecture.query_key_value, behind, strict=False)]
+        self._projections = [[_descend(block, path) for path in pair if path] for pair in paths]
         self._architecture = architecture
         self._n_heads = n_heads
 
@@ -72,11 +75,11 @@ class Layer:
     @property
     def projections_in(self) -> Resid:
         """What the projections to queries, keys and values read."""
-        return self._projections[0].input
+        return self._projections[0][0].input
 
     @property
     def attention_out(self) -> Resid:
-        """What the attention adds to the residual stream."""
+        """What the attention adds to the residual stream; where a norm lies behind it, what that reads."""
         return self._attention.output[0]
 
     @attention_out.setter
@@ -90,12 +93,12 @@ class Layer:
 
     @property
     def mlp_norm_in(self) -> Resid:
-        """What the norm before the MLP reads: the residual stream at this point."""
-        return self._mlp_norm.input
+        """What the norm before the MLP reads, or the MLP itself where there is none: the residual stream at this point."""
+        return self._mlp_reader.input
 
     @mlp_norm_in.setter
     def mlp_norm_in(self, value: Resid) -> None:
-        self._mlp_norm.input = value
+        self._mlp_reader.input = value
 
     @property
     def mlp_in(self) -> Resid:
@@ -117,7 +120,7 @@ class Layer:
 
     @property
     def mlp_out(self) -> Resid:
-        """What the MLP adds to the residual stream."""
+        """What the MLP adds to the residual stream; where a norm lies behind it, what that reads."""
         return self._mlp.output
 
     @mlp_out.setter
@@ -138,22 +141,23 @@ class Layer:
         self._block.skip(resid)
 
     def skip_projections(self, projections: Projections) -> None:
-        """Does not compute queries, keys and values; these are used instead."""
+        """Does not compute queries, keys and values; these are used instead, behind norms of all heads together where there are some."""
         fused = len(self._projections) == 1
         values = [_fuse(projections, self._architecture.fused_by_head)] if fused else projections
-        for envoy, value in zip(self._projections, values, strict=True):
-            envoy.skip(value.flatten(2))
+        for envoys, value in zip(self._projections, values, strict=True):
+            for envoy in envoys:
+                envoy.skip(value.flatten(2))
 
     def skip_out_proj(self, out: Resid) -> None:
         """Does not compute the output projection; ``out`` is what it would give."""
         self._out_proj.skip(out)
 
     def skip_attention(self, out: Resid) -> None:
-        """Does not compute the attention; ``out`` is added to the residual stream instead."""
+        """Does not compute the attention; ``out`` is added to the residual stream instead, through a norm that lies behind."""
         self._attention.skip((out, None))
 
     def skip_mlp(self, out: Resid) -> None:
-        """Does not compute the MLP; ``out`` is added to the residual stream instead."""
+        """Does not compute the MLP; ``out`` is added to the residual stream instead, through a norm that lies behind."""
         self._mlp.skip(out)
 
 
@@ -195,10 +199,10 @@ class HookedModel:
         self.is_parallel = bool(self.architecture.parallel and getattr(config, self.architecture.parallel, False))
         self.universe = Universe.of_nodes(self.n_layers, self.n_heads)
         self._envoy = wrapped(hf)
-        blocks = _descend(self._envoy, self.architecture.blocks)
+        envoys = _descend(self._envoy, self.architecture.blocks)
         unembed = hf.get_output_embeddings()
         self._unembed = _descend(self._envoy, next(path for path, module in hf.named_modules() if module is unembed))
-        self._layers = tuple(Layer(index, blocks[index], self.architecture, self.n_heads) for index in range(self.n_layers))
+        self._layers = tuple(Layer(index, envoys[index], self.architecture, self.n_heads) for index in range(self.n_layers))
 
     @property
     def device(self) -> torch.device:
@@ -293,26 +297,26 @@ class HookedModel:
         return logits
 
     def project(self, layer: int, z: Heads) -> Resid:
-        """What heads' outputs add to the residual stream together, bias included: the output projection, outside of a pass."""
+        """The output projection, outside of a pass: what heads' outputs give together, bias included."""
         path = f"{self.architecture.blocks}.{layer}.{self.architecture.out_proj}"
         with torch.no_grad():
             return self.hf.get_submodule(path)(z.flatten(-2).contiguous())
 
     def queries_keys_values(self, layer: int, resid: Resid) -> Projections:
-        """What the heads of a layer make of a residual stream that enters it, norm included: outside of a pass."""
-        block = self.hf.get_submodule(f"{self.architecture.blocks}.{layer}")
+        """What the heads of a layer make of a residual stream that enters it, norms included: outside of a pass."""
         with torch.no_grad():
-            read = self.module(layer, "attention_norm")(resid)
-            outs = [block.get_submodule(path)(read) for path in self.architecture.query_key_value]
+            read = blocks.read(self, layer, "attention", resid)
+            outs = [projection(read) for projection in blocks.projections(self, layer)]
+            outs = [out if norm is None else norm(out) for norm, out in zip(blocks.joint_norms(self, layer), outs, strict=True)]
         if len(outs) == 1 and self.architecture.fused_by_head:
             return tuple(outs[0].unflatten(-1, (self.n_heads, 3, -1)).unbind(-2))
         queries, keys, values = outs[0].chunk(3, -1) if len(outs) == 1 else outs
         return queries.unflatten(-1, (self.n_heads, -1)), *(part.unflatten(-1, (self.n_kv_heads, -1)) for part in (keys, values))
 
     def mlp_from(self, layer: int, resid: Resid) -> Resid:
-        """What the MLP of a layer makes of the residual stream at its norm, norm included: outside of a pass."""
+        """What the MLP of a layer makes of the residual stream, the norm before it included: outside of a pass."""
         with torch.no_grad():
-            return self.module(layer, "mlp")(self.module(layer, "mlp_norm")(resid))
+            return self.module(layer, "mlp")(blocks.read(self, layer, "mlp", resid))
 
     def embed(self, ids: Int[Tensor, "row pos"], **inputs: Any) -> Resid:
         """What enters the first layer. Further arguments as for ``run``."""
@@ -330,6 +334,10 @@ class HookedModel:
     def module(self, layer: int, part: str) -> nn.Module:
         """The plain torch module of one part of a layer, named as in ``Architecture``: ``attention``, ``out_proj``, ``mlp``, ..."""
         return self.hf.get_submodule(f"{self.architecture.blocks}.{layer}.{getattr(self.architecture, part)}")
+
+    def optional(self, layer: int, part: str) -> nn.Module | None:
+        """The same for a part that not every family has, such as ``attention_post_norm``: None where there is none."""
+        return self.module(layer, part) if getattr(self.architecture, part) else None
 
     @cached_property
     def _fingerprint(self) -> str:

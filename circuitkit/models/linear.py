@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitkit.core.errors import ModelError
+from circuitkit.models.blocks import projections
 from circuitkit.models.hooked import HookedModel
 
 _transposed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -55,11 +56,11 @@ def writers(model: HookedModel, layer: int) -> Float[Tensor, "head d_head d_mode
 
 
 def readers(model: HookedModel, layer: int) -> list[tuple[Float[Tensor, "some d_model d_head"], Float[Tensor, "some d_head"]]]:
-    """For queries, keys and values by what each head multiplies the normed residual stream, and the bias; views of the weights.
+    """For queries, keys and values by what each head multiplies what the attention reads, and the bias; views of the weights.
 
-    Keys and values have one for each key/value head.
+    Keys and values have one for each key/value head. Norms of all heads together, which may lie behind, are left out.
     """
-    modules = [model.hf.get_submodule(f"{model.architecture.blocks}.{layer}.{path}") for path in model.architecture.query_key_value]
+    modules = projections(model, layer)
     matrices = [matrix_of(module) for module in modules]
     biases = [matrix.new_zeros(()).expand(matrix.shape[1]) if module.bias is None else module.bias.detach()
               for module, matrix in zip(modules, matrices, strict=True)]  # fmt: skip

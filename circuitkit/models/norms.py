@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -35,31 +36,93 @@ def gain_of(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, bool]]:
     return of_rms_norm
 
 
+@dataclass(frozen=True)
+class HeldNorm:
+    """A norm with its scale held at what it is for some inputs: linear but for an offset, so that a sum goes through term by term. Final.
+
+    Attributes:
+        scale: By what each input is multiplied.
+        offset: The norm's bias; zeros where it has none.
+        is_centred: Whether the norm takes the mean off before.
+    """
+
+    scale: Float[Tensor, "*row some"]
+    offset: Float[Tensor, " d_model"]
+    is_centred: bool
+
+    @classmethod
+    def at(cls, module: nn.Module, read: Float[Tensor, "*row d_model"]) -> HeldNorm:
+        """The norm as it is where it reads ``read``."""
+        with torch.no_grad():
+            scale, is_centred = gain_of(module)(read)
+            return cls(scale, module.forward(read.new_zeros(1, read.shape[-1], dtype=next(module.parameters()).dtype))[0], is_centred)
+
+    def through(self, terms: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """What the norm makes of a term of its input, without the offset."""
+        return self.scale * (terms - terms.mean(-1, keepdim=True) if self.is_centred else terms)
+
+    def back(self, directions: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """Along what a term of the input lies whose image lies along a direction: the inner products are equal."""
+        directions = self.scale * directions
+        return directions - directions.mean(-1, keepdim=True) if self.is_centred else directions
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The derivative of a norm at some inputs, rules included. Final.
+
+    A norm is y = s * (x - mean) with the scale s a function of x, so its derivative takes v to s * (centred(v) - k (x - mean) times the
+    inner product of x - mean and v), with a number k for each input.
+
+    Attributes:
+        scale: By what each input is multiplied.
+        moved: The inputs, less their mean where the norm takes it off.
+        factor: The number k; 0 where a rule holds the scale constant.
+        is_centred: Whether the norm takes the mean off.
+    """
+
+    scale: Float[Tensor, "token some"]
+    moved: Float[Tensor, "token d_model"]
+    factor: Float[Tensor, "token one"]
+    is_centred: bool
+
+    @classmethod
+    def of(cls, module: nn.Module, read: Float[Tensor, "token d_model"], dtype: torch.dtype) -> Slope:
+        """That of a norm which reads ``read``; k is read off autograd, for one gradient of each input."""
+        with torch.no_grad():
+            scale, is_centred = gain_of(module)(read)
+            moved = (read - read.mean(-1, keepdim=True) if is_centred else read).to(dtype)
+            scale = scale.to(dtype)
+        with torch.enable_grad():
+            leaf = read.detach().requires_grad_().view_as(read)
+            probe = (moved * scale).to(read.dtype)
+            known = torch.autograd.grad(module(leaf), leaf, probe)[0].to(dtype)
+        one = probe.to(dtype) * scale
+        inner = (moved * one).sum(-1, keepdim=True)
+        lost = one - one.mean(-1, keepdim=True) - known if is_centred else one - known
+        factor = ((lost * moved).sum(-1, keepdim=True) / (inner * moved.square().sum(-1, keepdim=True))).nan_to_num(0.0, 0.0, 0.0)
+        return cls(scale, moved, factor, is_centred)
+
+    def back_(self, grads: Float[Tensor, "some token d_model"]) -> Float[Tensor, "some token d_model"]:
+        """The gradients at the norm's input from several at its output, computed in place of these."""
+        return self._less_the_change_of_scale(grads.mul_(self.scale))
+
+    def forward_(self, changes: Float[Tensor, "some token d_model"]) -> Float[Tensor, "some token d_model"]:
+        """By how much the norm's output changes with several changes of its input, to first order; computed in place of these."""
+        return self._less_the_change_of_scale(changes).mul_(self.scale)
+
+    def _less_the_change_of_scale(self, vectors: Tensor) -> Tensor:
+        inner = torch.einsum("rtd,td->rt", vectors, self.moved * self.factor)
+        if self.is_centred:
+            vectors.sub_(vectors.mean(-1, keepdim=True))
+        return vectors.addcmul_(inner[..., None], self.moved, value=-1)
+
+
 def back_through(
     module: nn.Module, read: Float[Tensor, "token d_model"], grads: Float[Tensor, "reader token d_model"]
 ) -> Float[Tensor, "reader token d_model"]:
-    """The gradients at a norm's input from several at its output, computed in place of these.
-
-    A norm is y = s * (x - mean) with the scale s a function of x, so its derivative takes g to centred(s * g) - k (x - mean) times the
-    inner product of x - mean and s * g. The number k of each token is read off autograd, for one gradient, rules included.
-    """
-    with torch.no_grad():
-        scale, is_centred = gain_of(module)(read)
-        moved = (read - read.mean(-1, keepdim=True) if is_centred else read).to(grads.dtype)
-        scale = scale.to(grads.dtype)
-    with torch.enable_grad():
-        leaf = read.detach().requires_grad_().view_as(read)
-        probe = (moved * scale).to(read.dtype)
-        known = torch.autograd.grad(module(leaf), leaf, probe)[0].to(grads.dtype)
-    one = probe.to(grads.dtype) * scale
-    inner = (moved * one).sum(-1, keepdim=True)
-    lost = one - one.mean(-1, keepdim=True) - known if is_centred else one - known
-    factor = ((lost * moved).sum(-1, keepdim=True) / (inner * moved.square().sum(-1, keepdim=True))).nan_to_num(0.0, 0.0, 0.0)
-    grads.mul_(scale)
-    inner = torch.einsum("rtd,td->rt", grads, moved * factor)
-    if is_centred:
-        grads.sub_(grads.mean(-1, keepdim=True))
-    return grads.addcmul_(inner[..., None], moved, value=-1)
+    """The gradients at a norm's input from several at its output, computed in place of these."""
+    return Slope.of(module, read, grads.dtype).back_(grads)
 
 
 def _is_norm(module: nn.Module) -> bool:

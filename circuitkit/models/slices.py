@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from circuitkit.models.blocks import joint_norms
 from circuitkit.models.hooked import HookedModel
 
 Heads = tuple[int, ...]
@@ -31,10 +32,13 @@ class HeadSlices:
 
     @staticmethod
     def possible(model: HookedModel) -> bool:
-        """Whether every projection is a plain matrix in float32 that lies where it computes.
+        """Whether every projection is a plain matrix in float32 that lies where it computes, and gives what heads take as it is.
 
-        In half precision a sum of two partial outputs would be rounded once more than the model does.
+        In half precision a sum of two partial outputs would be rounded once more than the model does; and a norm of all heads together
+        behind a projection needs all of them.
         """
+        if any(norm is not None for layer in range(model.n_layers) for norm in joint_norms(model, layer)):
+            return False
         a = model.architecture
         blocks = [model.hf.get_submodule(f"{a.blocks}.{layer}") for layer in range(model.n_layers)]
         modules = [block.get_submodule(path) for block in blocks for path in (*a.query_key_value, a.out_proj)]

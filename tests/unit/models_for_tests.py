@@ -22,7 +22,7 @@ from circuitkit.patchers import Mean, Needs, Patcher, Resample, Zero
 torch.set_num_threads(1)  # Tensors this small only lose by threads.
 
 VOCAB = 23
-FAMILIES = ("gpt2", "gpt_neox", "gpt_neox_parallel", "llama", "mistral", "qwen2", "qwen3", "gemma2")
+FAMILIES = ("gpt2", "gpt_neox", "gpt_neox_parallel", "llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2")
 
 
 class Halfway(Patcher):
@@ -75,10 +75,10 @@ def tiny_config(family: str, n_layers: int = 3, n_heads: int = 2, d_head: int = 
     if family.startswith("gpt_neox"):
         return transformers.GPTNeoXConfig(use_parallel_residual=family.endswith("parallel"), max_position_embeddings=16, **size, **shared)
     grouped = {"num_key_value_heads": n_heads // 2 if n_heads % 2 == 0 else n_heads, "max_position_embeddings": 16, "pad_token_id": 0}
-    classes = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "gemma2": "Gemma2Config"}
+    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma2": "Gemma2", "olmo2": "Olmo2"}
     # Heads wider than d_model / n_heads, where the family allows it.
-    wide = {"head_dim": d_head + 2} if family in ("qwen3", "gemma2") else {}
-    return getattr(transformers, classes[family])(**size, **shared, **grouped, **wide)
+    wide = {"head_dim": d_head + 2} if family in ("qwen3", "gemma2", "olmo2") else {}
+    return getattr(transformers, f"{names[family]}Config")(**size, **shared, **grouped, **wide)
 
 
 def tiny_hf(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "eager", **shape: int):

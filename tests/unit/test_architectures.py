@@ -31,7 +31,14 @@ VARIANTS = {
     "qwen3": {**GATED, "num_key_value_heads": 4, "head_dim": 8},
     "gemma2 grouped": {**GATED, "head_dim": 12, "sliding_window": 3},
     "gemma2 single": {**GATED, "num_key_value_heads": 1, "head_dim": 16},
+    "gemma3_text grouped": {**GATED, "head_dim": 12, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "olmo2 grouped": GATED,
+    "olmo2": {**GATED, "num_key_value_heads": 4},
+    "olmo3 grouped": {**GATED, "sliding_window": 3},
 }
+
+
+NORMS = ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm")
 
 
 def make(variant: str) -> HookedModel:
@@ -70,8 +77,10 @@ def see(model: HookedModel, ids: Tensor) -> dict[tuple[int, str], Tensor]:
 
     with ExitStack() as hooks, torch.no_grad():
         for layer in range(model.n_layers):
-            for part in ("attention", "out_proj", "mlp", "attention_norm", "mlp_norm"):
-                hooks.callback(model.module(layer, part).register_forward_hook(watch(layer, part), with_kwargs=True).remove)
+            for part in ("attention", "out_proj", "mlp", *NORMS):
+                module = model.optional(layer, part)
+                if module is not None:
+                    hooks.callback(module.register_forward_hook(watch(layer, part), with_kwargs=True).remove)
             block = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}")
             hooks.callback(block.register_forward_hook(watch(layer, "block"), with_kwargs=True).remove)
         seen[-1, "logits"] = model.hf(ids, use_cache=False, output_attentions=True).logits
@@ -114,7 +123,11 @@ def test_shape_and_paths(model):
     assert model.is_parallel == ("parallel" in model.name)
     assert len(model.hf.get_submodule(table.blocks)) == 3 and len(model.universe) == 3 * (4 + 1)
     assert "Norm" in type(model.hf.get_submodule(table.final_norm)).__name__
-    assert all("Norm" in type(model.module(0, part)).__name__ for part in ("attention_norm", "mlp_norm"))
+    norms = {part: model.optional(0, part) for part in (*NORMS, "query_norm", "key_norm")}
+    assert all("Norm" in type(norm).__name__ for norm in norms.values() if norm is not None)
+    family = config.model_type
+    before, behind, joint = not family.startswith("olmo"), family.startswith(("gemma", "olmo")), family.startswith("olmo")
+    assert [norm is not None for norm in norms.values()] == [before, before, behind, behind, joint, joint]
 
 
 def test_reading_is_what_plain_hooks_see(model, ids):
@@ -148,24 +161,22 @@ def test_slice_h_of_z_is_head_h(model, ids):
     """Each head's z is its own attention pattern times the values of its group, computed here."""
     seen = see(model, ids)
     for layer in range(model.n_layers):
-        v = values(model, layer, seen[layer, "attention_norm out"])
+        v = values(model, layer, seen[layer, "attention in"])
         z = torch.einsum("rhqk,rkhd->rqhd", seen[layer, "pattern"], v)
         torch.testing.assert_close(z.flatten(-2), seen[layer, "out_proj in"])
 
 
 def test_residual_stream_is_summed_as_the_table_says(model, ids):
-    """Attention reads its norm, the MLP reads its own norm of the stream with or without attention; Gemma norms what is added too."""
+    """Attention and MLP read the stream through the norm before them, and what they give is added through the norm behind, if any."""
     seen = see(model, ids)
     for layer in range(model.n_layers):
-        block = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}")
-        is_gemma = model.architecture.family == "gemma2"
-        attention, mlp = seen[layer, "attention out"], seen[layer, "mlp out"]
-        attention = block.post_attention_layernorm(attention) if is_gemma else attention
-        mlp = block.post_feedforward_layernorm(mlp) if is_gemma else mlp
         resid = seen[layer, "block in"]
+        attention, mlp = (seen.get((layer, f"{part}_post_norm out"), seen[layer, f"{part} out"]) for part in ("attention", "mlp"))
         middle = resid + attention
-        assert torch.equal(seen[layer, "attention_norm in"], resid) and torch.equal(seen[layer, "mlp in"], seen[layer, "mlp_norm out"])
-        torch.testing.assert_close(seen[layer, "mlp_norm in"], resid if model.is_parallel else middle)
+        for part, stream in (("attention", resid), ("mlp", resid if model.is_parallel else middle)):
+            torch.testing.assert_close(seen.get((layer, f"{part}_norm in"), seen[layer, f"{part} in"]), stream)
+            assert torch.equal(seen[layer, f"{part} in"], seen.get((layer, f"{part}_norm out"), seen[layer, f"{part} in"]))
+            assert torch.equal(seen.get((layer, f"{part}_post_norm in"), seen[layer, f"{part} out"]), seen[layer, f"{part} out"])
         torch.testing.assert_close(seen[layer, "block out"], middle + mlp)
 
 
@@ -230,5 +241,6 @@ def test_nothing_stays_behind(model, ids):
 
 
 def test_unknown_family():
-    with pytest.raises(ModelError, match="type 'opt' are not in .* Known: gemma2, gpt2, gpt_neox, llama, mistral, qwen2, qwen3"):
+    known = "gemma2, gemma3_text, gpt2, gpt_neox, llama, mistral, olmo2, olmo3, qwen2, qwen3"
+    with pytest.raises(ModelError, match=f"type 'opt' are not in .* Known: {known}"):
         architecture_of(AutoConfig.for_model("opt"))

@@ -25,8 +25,6 @@ from circuitkit.models.checks import MODEL_CHECKS, no_edit, plain
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Mean
 
-ADDITIVE = tuple(family for family in FAMILIES if family != "gemma2")
-
 
 def never_wrapped(family: str, monkeypatch) -> HookedModel:
     """The same model as ``tiny_model`` gives, without nnsight from the start; only the oracle can use it."""
@@ -94,7 +92,7 @@ def test_the_oracle_is_bitwise_that_of_a_model_that_was_never_wrapped(family, mo
         assert found.std() > 0 and torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("family", ADDITIVE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_oracle_for_edges_is_bitwise_that_of_a_model_that_was_never_wrapped(family, monkeypatch):
     found, expected = (edge_oracle(model) for model in (tiny_model(family), never_wrapped(family, monkeypatch)))
     masks = random_masks(2, len(found.universe), keep=0.8)
@@ -134,7 +132,7 @@ def test_nnsight_is_not_in_the_stack_of_the_oracle(family):
     assert watch.calls > 100
 
 
-@pytest.mark.parametrize("family", ADDITIVE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_nnsight_is_not_in_the_stack_of_the_oracle_for_edges(family):
     """Neither in its passes, nor where it calls norms and projections by themselves."""
     edges = edge_oracle(tiny_model(family))

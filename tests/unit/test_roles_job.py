@@ -69,12 +69,12 @@ def test_the_summary_names_the_best_and_stars_the_circuit(planted, capsys):
 
 def test_what_a_model_cannot_do_is_skipped_and_said(capsys):
     found = roles.look(tiny_model("gemma2"), tiny_prompts(), SETTINGS)
-    assert set(found["skipped"]) == {"role similar_member", "role previous_member", "ov", "attribution"}
-    assert "pass through a norm" in found["skipped"]["attribution"] and "a norm lies between" in found["skipped"]["ov"]
+    assert set(found["skipped"]) == {"role similar_member", "role previous_member", "attribution"}
+    assert "caps its logits" in found["skipped"]["attribution"]
     assert set(found["roles"]) == {"last_to_newest", "last_to_members", "duplicate_token", "induction", "previous_token"}
-    assert "ov" not in found and "attribution" not in found and len(found["logit_lens"]["sites"]) == 7
+    assert "ov" in found and "attribution" not in found and len(found["logit_lens"]["sites"]) == 7
     roles.show(found, None)
-    assert "skipped attribution: In tiny-gemma2" in capsys.readouterr().out
+    assert "skipped attribution: tiny-gemma2 caps its logits" in capsys.readouterr().out
 
 
 def test_prompts_without_labels_and_a_model_of_few_tokens():

@@ -13,10 +13,10 @@ from circuitkit.models.attention import eager_attention
 from circuitkit.models.differentiable import edited, frozen, logits
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.mlp_parts import mlp_parts
-from circuitkit.models.norms import back_through, norms
+from circuitkit.models.norms import HeldNorm, Slope, back_through, norms
 from circuitkit.models.rules import RULES, Rules
 
-GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma2"}
+GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2"}
 
 
 def logits_and_gradient(model: HookedModel, rules: Rules) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +47,7 @@ def test_forward_is_bit_identical_and_backward_is_not(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_norm_and_gate_is_found(family):
     model = tiny_model(family)
-    a_layer = {"gemma2": 4, "qwen3": 4}.get(family, 2)
+    a_layer = {"gemma2": 4, "qwen3": 4, "olmo2": 4}.get(family, 2)
     assert len(norms(model)) == 3 * a_layer + 1
     assert (mlp_parts(model, 1).up is not None) == (family in GATED)
     assert Rules.named("relp", model).gate == (family in GATED)
@@ -81,12 +81,30 @@ def test_many_gradients_through_a_norm_at_once(family, rules):
     generator = torch.Generator().manual_seed(1)
     x, grads = torch.randn(4, model.d_model, generator=generator), torch.randn(5, 4, model.d_model, generator=generator)
     x[0] *= 1e-3
-    norm = model.module(1, "attention_norm")
+    norm = model.optional(1, "attention_norm") or model.module(1, "attention_post_norm")
     with frozen(model), rules.applied(model):
         leaf = x.clone().requires_grad_()
         expected = torch.stack([torch.autograd.grad(norm(leaf), leaf, grad)[0] for grad in grads])
         found = back_through(norm, x, grads.clone())
+        ahead = Slope.of(norm, x, x.dtype).forward_(grads.clone())
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    # Forwards is the transpose of backwards.
+    inner = torch.einsum("itd,jtd->ijt", grads, found), torch.einsum("itd,jtd->ijt", ahead, grads)
+    assert torch.allclose(*inner, rtol=1e-3, atol=1e-4 * float(inner[0].abs().max()))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "olmo2"])
+def test_a_norm_with_its_scale_held_takes_a_sum_term_by_term(family):
+    model = tiny_model(family, dtype=torch.float64)
+    norm = norms(model)[0]
+    terms = torch.randn(3, 2, 4, model.d_model, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole, direction = terms.sum(0), torch.randn(2, 4, model.d_model, dtype=torch.float64)
+    with torch.no_grad():
+        expected = norm(whole)
+    held = HeldNorm.at(norm, whole)
+    assert torch.allclose(held.through(terms).sum(0) + held.offset, expected, atol=1e-5)
+    assert torch.allclose((held.through(terms) * direction).sum(-1), (terms * held.back(direction)).sum(-1))
+    assert bool(held.offset.any()) == (family == "gpt2")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

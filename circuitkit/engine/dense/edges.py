@@ -1,7 +1,8 @@
 """Soft masks over edges: every receiver reads a residual stream of its own, in which its senders are partly replaced.
 
 x of a receiver = residual stream + sum over senders of (1 - mask) x (value - what the sender computes); what is computed follows from such
-streams upstream. At the full mask all receivers read the same, the model runs as it is, and the gradients at their ports are held
+streams upstream. Where a norm lies behind attention or MLP, the differences are added to what that norm reads instead, and it is computed
+anew for each receiver. At the full mask all receivers read the same, the model runs as it is, and the gradients at their ports are held
 against the senders' differences once they are all there (edge attribution patching, arXiv 2310.10348). At any other mask each receiver's
 stream is made for few tokens at a time, and made anew on the way back.
 """
@@ -18,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitkit.core.errors import ModelError
 from circuitkit.core.node import PORTS, Kind, Level, Site
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.universe import EdgeUniverse
@@ -28,7 +28,8 @@ from circuitkit.engine.dense.chunks import by_chunks, token_slices
 from circuitkit.engine.dense.senders import Differences, HeadMatrices
 from circuitkit.engine.dense.values import PatchedValues
 from circuitkit.engine.featurizing import Place
-from circuitkit.models import differentiable
+from circuitkit.models import blocks, differentiable
+from circuitkit.models.blocks import Part, norm_before, norm_behind, reader
 from circuitkit.models.differentiable import Edit
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.norms import back_through
@@ -64,17 +65,9 @@ class DenseEdges(DensePass):
         model, prompts, patcher: As for every engine.
         universe: The edges.
         outside: By what all other nodes are replaced.
-
-    Raises:
-        ModelError: The model's heads do not add to the residual stream on their own.
     """
 
     def __init__(self, model: HookedModel, prompts: PromptSet, patcher: Patcher, universe: EdgeUniverse, outside: Patcher) -> None:
-        if not model.architecture.additive:
-            raise ModelError(
-                f"Edges need a model whose heads and MLPs add to the residual stream as they are, but {model.architecture.family} puts a "
-                "norm behind them, so that what a head adds depends on the others. Take the gradients of nodes, or another model."
-            )
         self._model = model
         self._prompts = prompts
         layers = range(model.n_layers)
@@ -86,6 +79,7 @@ class DenseEdges(DensePass):
         self._senders: list[Place] = [(Site.EMBED, 0)]
         for layer in layers:
             self._senders += [(Site.Z, layer)] * bool(self._heads[layer]) + [(Site.MLP_OUT, layer)] * (layer in self._mlps)
+        self._norms = [None if site is Site.EMBED else norm_behind(model, layer, _PARTS[site]) for site, layer in self._senders]
         self._split = universe.level is Level.EDGE_QKV
         self._attentions = [layer for layer in layers if self._heads[layer]]
         self._readings = self._found(universe)
@@ -102,7 +96,7 @@ class DenseEdges(DensePass):
     # --- Any mask -------------------------------------------------------------------------------------------------------------------
 
     def logits(self, masks: Float[Tensor, "#row unit"], rows: slice) -> Float[Tensor, "row d_vocab"]:
-        differences = Differences(self._matrices)
+        differences = Differences(self._matrices, self._norms)
         entered: dict[int, Tensor] = {}
         removed = 1 - masks
 
@@ -110,23 +104,23 @@ class DenseEdges(DensePass):
             there: Tensor = removed[:, reading.edges].unflatten(1, (reading.receivers, reading.senders))
             return there
 
-        def stream(reading: Reading, resid: Tensor) -> Tensor:
+        def stream(reading: Reading, resid: Tensor, differences: Differences = differences) -> Tensor:
             """What a single receiver reads."""
             if not _any(of(reading)):
                 return resid
 
-            def make(removed: Tensor, resid: Tensor, *parts: Tensor) -> Tensor:
-                return _mixed(removed, resid, differences.written(parts))[0].to(resid.dtype)
+            def make(removed: Tensor, resid: Tensor, *tensors: Tensor) -> Tensor:
+                return differences.mixed(reading.parts, removed, resid, tensors)[0].to(resid.dtype)
 
-            return by_chunks(make, of(reading), [resid, *differences.parts[: reading.parts]], resid.shape[-1:], reading.senders)
+            width = differences.width(reading.parts, 1, reading.senders)
+            return by_chunks(make, of(reading), [resid, *differences.tensors(reading.parts)], resid.shape[-1:], width)
 
         def last_stream(resid: Tensor) -> Tensor:
             reading = self._readings["logits", 0]
             if not _any(of(reading)):
                 return resid
-            parts = differences.parts
-            differences.parts = [part[:, -1:] for part in parts]
-            return torch.cat([resid[:, :-1], stream(reading, resid[:, -1:])], 1)
+            last = differences.map(lambda tensor: tensor[:, -1:])
+            return torch.cat([resid[:, :-1], stream(reading, resid[:, -1:], last)], 1)
 
         def ports(layer: int) -> differentiable.PortEdit:
             made: dict[str, Tensor] = {}
@@ -150,23 +144,24 @@ class DenseEdges(DensePass):
             for layer in self._attentions:
                 stack.enter_context(differentiable.ports(self._model, layer, ports(layer)))
             for layer in self._mlps:
-                norm = self._model.module(layer, "mlp_norm")
-                stack.enter_context(differentiable.before(norm, partial(stream, self._readings["mlp", layer])))
+                at_mlp = reader(self._model, layer, "mlp")
+                stack.enter_context(differentiable.before(at_mlp, partial(stream, self._readings["mlp", layer])))
             stack.enter_context(differentiable.before(self._final_norm, last_stream))
             return differentiable.logits(self._model, self._prompts.clean[rows], **self._prompts.padding(rows))
 
     def _read(self, layer: int, removed: Tensor, resid: Tensor, differences: Differences) -> dict[str, Tensor]:
         """Queries, keys and values of the members of a layer, each made of a stream of its own."""
-        reading, norm = self._readings["heads", layer], self._model.module(layer, "attention_norm")
+        reading = self._readings["heads", layer]
         n_heads = len(self._heads[layer])
 
-        def make(removed: Tensor, resid: Tensor, *parts: Tensor) -> Float[Tensor, "token 3 head d_head"]:
-            normed = norm(_mixed(removed, resid, differences.written(parts)).to(resid.dtype))
-            own = normed.unflatten(0, (n_heads, -1))  # one stream for each port, or one for all three
+        def make(removed: Tensor, resid: Tensor, *tensors: Tensor) -> Float[Tensor, "token 3 head d_head"]:
+            streams = differences.mixed(reading.parts, removed, resid, tensors).to(resid.dtype)
+            own = blocks.read(self._model, layer, "attention", streams).unflatten(0, (n_heads, -1))  # a stream for each port, or for all
             read = [self._matrices.read(layer, port, own[:, port % own.shape[1]]) for port in range(3)]
             return torch.stack(read).permute(2, 0, 1, 3)
 
-        out = by_chunks(make, removed, [resid, *differences.parts[: reading.parts]], (3, n_heads, self._model.d_head), reading.senders)
+        width = differences.width(reading.parts, reading.receivers, reading.senders)
+        out = by_chunks(make, removed, [resid, *differences.tensors(reading.parts)], (3, n_heads, self._model.d_head), width)
         return dict(zip(PORTS, out.unbind(2), strict=True))
 
     def _with_members(self, layer: int, live: Tensor, made: Tensor) -> Tensor:
@@ -188,14 +183,14 @@ class DenseEdges(DensePass):
         differences, entered, grads = self._at_full_mask(rows, score)
         found = []
         for row in range(rows.stop - rows.start):
-            one = differences.of([part[row : row + 1] for part in differences.parts])
-            here = [{key: value[row : row + 1] for key, value in table.items()} for table in (entered, grads)]
-            found.append(self._contracted(one, *here))
+            one = slice(row, row + 1)
+            here = [{key: value[one] for key, value in table.items()} for table in (entered, grads)]
+            found.append(self._contracted(differences.map(lambda tensor, one=one: tensor[one]), *here))
         return torch.stack(found)
 
     def _at_full_mask(self, rows: slice, score: Score) -> tuple[Differences, dict[Any, Tensor], dict[Any, Tensor]]:
         """Senders' differences, what enters layers, and gradients at ports and at what MLPs and the final norm read."""
-        differences, entered, taps = Differences(self._matrices), {}, {}
+        differences, entered, taps = Differences(self._matrices, self._norms), {}, {}
 
         def enter(layer: int, resid: Tensor) -> Tensor:
             entered[layer] = resid.detach()
@@ -212,23 +207,23 @@ class DenseEdges(DensePass):
                 edit = partial(lambda layer, port, flowing: tap((port, layer), flowing), layer)
                 stack.enter_context(differentiable.ports(self._model, layer, edit))
             for layer in self._mlps:
-                norm = self._model.module(layer, "mlp_norm")
-                stack.enter_context(differentiable.before(norm, partial(tap, ("mlp", layer))))
+                stack.enter_context(differentiable.before(reader(self._model, layer, "mlp"), partial(tap, ("mlp", layer))))
             stack.enter_context(differentiable.before(self._final_norm, partial(tap, ("logits", 0))))
             logits = differentiable.logits(self._model, self._prompts.clean[rows], **self._prompts.padding(rows))
         found = torch.autograd.grad(score(logits).sum(), list(taps.values()))
-        return differences.of([part.detach() for part in differences.parts]), entered, dict(zip(taps, found, strict=True))
+        return differences.map(Tensor.detach), entered, dict(zip(taps, found, strict=True))
 
     def _contracted(self, differences: Differences, entered: dict[Any, Tensor], grads: dict[Any, Tensor]) -> Float[Tensor, " unit"]:
         """Of each edge the gradient at its receiver times what its sender computes minus what the patcher gives, summed over tokens."""
-        parts = [part.flatten(0, 1) for part in differences.parts]
+        differences = differences.map(lambda tensor: tensor.flatten(0, 1))
         entered, grads = ({key: value.flatten(0, 1) for key, value in table.items()} for table in (entered, grads))
-        dtype = accumulator(parts[0].dtype)
-        out = torch.zeros(self._n_edges, dtype=dtype, device=parts[0].device)
+        first = differences.parts[0]
+        dtype = accumulator(first.dtype)
+        out = torch.zeros(self._n_edges, dtype=dtype, device=first.device)
         n_senders = self._readings["logits", 0].senders
-        held = sum(part.nbytes for part in parts)
-        for chunk in token_slices(len(parts[0]), n_senders * self._model.d_model * dtype.itemsize, held):
-            written = differences.written([part[chunk] for part in parts])
+        held = sum(part.nbytes for part in differences.parts)
+        for chunk in token_slices(len(first), n_senders * self._model.d_model * dtype.itemsize, held):
+            written = differences.map(lambda tensor, chunk=chunk: tensor[chunk]).added()
             for layer in self._attentions:
                 reading = self._readings["heads", layer]
                 back = self._at_streams(layer, [grads[port, layer][chunk] for port in PORTS], entered[layer][chunk])
@@ -248,9 +243,10 @@ class DenseEdges(DensePass):
         by_head = [grad.transpose(0, 1) for grad in grads]
         if len(self._heads[layer]) < self._model.n_heads:
             by_head = [grad[self._heads[layer]] for grad in by_head]
-        at_norm = self._matrices.backward(layer, by_head)
+        at_norm = self._matrices.backward(layer, by_head, resid)
         back = at_norm.flatten(0, 1) if self._split else at_norm.sum(0)
-        return back_through(self._model.module(layer, "attention_norm"), resid, back)
+        norm = norm_before(self._model, layer, "attention")
+        return back if norm is None else back_through(norm, resid, back)
 
     # --- Both -----------------------------------------------------------------------------------------------------------------------
 
@@ -260,6 +256,9 @@ class DenseEdges(DensePass):
         def record(place: Place, act: Tensor) -> Tensor:
             site, layer = place
             apart = self._values.at(place, act, rows) - act
+            part = len(differences.parts)
+            if site is Site.MLP_OUT and self._norms[part] is not None:
+                differences.outs[part] = act
             if site is Site.Z:
                 heads = self._heads[layer]
                 differences.add(apart if len(heads) == self._model.n_heads else apart[:, :, heads], heads_of=layer)
@@ -267,7 +266,17 @@ class DenseEdges(DensePass):
                 differences.add(apart)
             return act
 
+        def record_out(part: int, act: Tensor) -> Tensor:
+            differences.outs[part] = act
+            return act
+
+        attentions = {
+            (Site.ATTN_OUT, layer): partial(record_out, part)
+            for part, ((site, layer), norm) in enumerate(zip(self._senders, self._norms, strict=True))
+            if site is Site.Z and norm is not None
+        }
         with ExitStack() as stack:
+            stack.enter_context(differentiable.edited(self._model, attentions))
             stack.enter_context(differentiable.own_keys_and_values(self._model))
             stack.enter_context(differentiable.edited(self._model, self._replaced(rows)))
             stack.enter_context(differentiable.edited(self._model, {place: partial(record, place) for place in self._senders}))
@@ -304,14 +313,10 @@ class DenseEdges(DensePass):
         return found
 
 
+_PARTS: dict[Site, Part] = {Site.Z: "attention", Site.MLP_OUT: "mlp"}
+"""Through which part of a layer senders at a site add to the residual stream."""
+
+
 def _any(removed: Tensor) -> bool:
     """Whether a reading has to be made: something is removed, or autograd has to know what if."""
     return removed.requires_grad or bool((removed != 0).any())
-
-
-def _mixed(
-    removed: Float[Tensor, "receiver sender"], resid: Float[Tensor, "token d_model"], written: Float[Tensor, "sender token d_model"]
-) -> Float[Tensor, "receiver token d_model"]:
-    """The streams that receivers read."""
-    added: Tensor = (removed.to(written) @ written.flatten(1)).unflatten(1, resid.shape)
-    return resid + added

@@ -42,7 +42,6 @@ class Gradients:
 
     Raises:
         MeasurementError: The metric has no gradient, the patcher cannot be differentiated, or its values depend on the mask.
-        ModelError: Edges, and the model's heads do not add to the residual stream on their own.
     """
 
     def __init__(

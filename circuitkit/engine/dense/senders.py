@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitkit.engine.dense.blend import accumulator
+from circuitkit.models import blocks
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.linear import readers, writers
+from circuitkit.models.norms import Slope
 
 Members = Sequence[int]
 """Which heads of a layer."""
@@ -40,17 +42,46 @@ class HeadMatrices:
 
     def read(self, layer: int, port: int, normed: Float[Tensor, "head token d_model"]) -> Float[Tensor, "head token d_head"]:
         """What heads make of normed residual streams of their own: queries (0), keys (1) or values (2)."""
+        joint = self._joint(layer, port)
+        if joint is not None:
+            made = joint(normed)
+            return torch.stack([own[:, slot] for own, slot in zip(made, self._slots(layer, made.shape[2]), strict=True)])
         matrix, bias = self._reader(layer, port)
         bias = bias.repeat_interleave(len(normed) // len(bias), 0)
         return _by_head(normed, matrix) + bias[:, None].to(normed.dtype)
 
-    def backward(self, layer: int, grads: Sequence[Float[Tensor, "head token d_head"]]) -> Float[Tensor, "3 head token d_model"]:
-        """The gradients at these streams, from those at queries, keys and values."""
+    def backward(
+        self, layer: int, grads: Sequence[Float[Tensor, "head token d_head"]], resid: Float[Tensor, "token d_model"]
+    ) -> Float[Tensor, "3 head token d_model"]:
+        """The gradients at these streams, from those at queries, keys and values, where all heads read the same ``resid``, normed."""
         n_heads, n_tokens, _ = grads[0].shape
         out = grads[0].new_empty(3, n_heads, n_tokens, self._model.d_model, dtype=accumulator(grads[0].dtype))
         for port, grad in enumerate(grads):
-            _by_head(grad.to(out.dtype), self._reader(layer, port)[0].transpose(1, 2), out[port])
+            joint = self._joint(layer, port)
+            if joint is None:
+                _by_head(grad.to(out.dtype), self._reader(layer, port)[0].transpose(1, 2), out[port])
+                continue
+            with torch.no_grad():
+                read = blocks.read(self._model, layer, "attention", resid)
+            with torch.enable_grad():
+                leaf = read.detach().requires_grad_()
+                made = joint(leaf)
+            for place, slot in enumerate(self._slots(layer, made.shape[1])):
+                out[port, place] = torch.autograd.grad(made[:, slot], leaf, grad[place].to(made.dtype), retain_graph=True)[0]
         return out
+
+    def _joint(self, layer: int, port: int) -> Callable[[Tensor], Tensor] | None:
+        """What makes the queries or keys of all heads where a norm of them together is behind the projection; None where none is."""
+        norms = blocks.joint_norms(self._model, layer)
+        norm = norms[port] if len(norms) == 3 else None
+        if norm is None:
+            return None
+        projection = blocks.projections(self._model, layer)[port]
+        return lambda read: norm(projection(read)).unflatten(-1, (-1, self._model.d_head))
+
+    def _slots(self, layer: int, n_slots: int) -> list[int]:
+        """Which of so many slices of queries or keys each head has."""
+        return [head * n_slots // self._model.n_heads for head in self._heads[layer]]
 
     def _reader(self, layer: int, port: int) -> tuple[Tensor, Tensor]:
         if layer not in self._readers:
@@ -83,13 +114,17 @@ class Differences:
 
     Args:
         matrices: Of the heads that send.
+        norms: The norm between each part and the residual stream, or None. A part is an attention, an MLP or the input.
 
     Attributes:
         parts: The differences.
+        outs: What parts with a norm behind them give as a whole, by their place.
     """
 
-    def __init__(self, matrices: HeadMatrices) -> None:
+    def __init__(self, matrices: HeadMatrices, norms: Sequence[nn.Module | None]) -> None:
         self.parts: list[Float[Tensor, "row pos ..."]] = []
+        self.outs: dict[int, Float[Tensor, "row pos d_model"]] = {}
+        self._norms = norms
         self._matrices = matrices
         self._layers: list[int | None] = []
 
@@ -98,15 +133,48 @@ class Differences:
         self.parts.append(apart)
         self._layers.append(heads_of)
 
-    def of(self, parts: Sequence[Float[Tensor, "row pos ..."]]) -> Differences:
-        """The same senders with other differences."""
-        other = Differences(self._matrices)
-        other.parts, other._layers = list(parts), self._layers
+    def map(self, change: Callable[[Tensor], Tensor]) -> Differences:
+        """The same senders with every tensor changed."""
+        other = Differences(self._matrices, self._norms)
+        other.parts, other._layers = [change(part) for part in self.parts], self._layers
+        other.outs = {part: change(out) for part, out in self.outs.items()}
         return other
 
+    def tensors(self, n_parts: int) -> list[Float[Tensor, "row pos ..."]]:
+        """All that streams of receivers behind so many parts are made of: for ``mixed``, at few tokens."""
+        return [*self.parts[:n_parts], *(self.outs[part] for part in self._normed(n_parts))]
+
+    def width(self, n_parts: int, receivers: int, senders: int) -> int:
+        """How many vectors ``mixed`` holds for a token."""
+        return senders + 4 * receivers * len(self._normed(n_parts))
+
+    def mixed(
+        self,
+        n_parts: int,
+        removed: Float[Tensor, "receiver sender"],
+        resid: Float[Tensor, "token d_model"],
+        tensors: Sequence[Float[Tensor, "token ..."]],
+    ) -> Float[Tensor, "receiver token d_model"]:
+        """The streams that receivers read when their senders are replaced to these extents."""
+        normed = self._normed(n_parts)
+        written = self.written(tensors[:n_parts])
+        removed = removed.to(written)
+        if not normed:
+            return resid + (removed @ written.flatten(1)).unflatten(1, resid.shape)
+        counts = self._counts(tensors[:n_parts])
+        streams = resid.to(written).expand(len(removed), *resid.shape)
+        outs = dict(zip(normed, tensors[n_parts:], strict=True))
+        for part, (weights, own) in enumerate(zip(removed.split(counts, 1), written.split(counts), strict=True)):
+            change = (weights @ own.flatten(1)).unflatten(1, resid.shape)
+            norm = self._norms[part]
+            if norm is not None:  # the norm of the sum in which just these senders are replaced
+                change = norm((outs[part] + change).to(resid.dtype)).to(written) - norm(outs[part]).to(written)
+            streams = streams + change
+        return streams
+
     def written(self, parts: Sequence[Float[Tensor, "token ..."]]) -> Float[Tensor, "sender token d_model"]:
-        """What the first senders write at few tokens: of as many as differences are given there."""
-        counts = [1 if layer is None else part.shape[1] for part, layer in zip(parts, self._layers, strict=False)]
+        """What the first senders give at few tokens: of as many as differences are given there."""
+        counts = self._counts(parts)
         dtype = accumulator(parts[0].dtype)
         if torch.is_grad_enabled():
             rows = [self._writes(part.to(dtype), layer) for part, layer in zip(parts, self._layers, strict=False)]
@@ -115,6 +183,22 @@ class Differences:
         for part, layer, to in zip(parts, self._layers, out.split(counts), strict=False):
             self._writes(part.to(dtype), layer, to)
         return out
+
+    def added(self) -> Float[Tensor, "sender token d_model"]:
+        """What all senders add to the residual stream to first order, through norms behind them; of tensors at few tokens."""
+        written = self.written(self.parts)
+        pieces = written.split(self._counts(self.parts))
+        for part in self._normed(len(self.parts)):
+            norm = self._norms[part]
+            assert norm is not None
+            Slope.of(norm, self.outs[part], written.dtype).forward_(pieces[part])
+        return written
+
+    def _normed(self, n_parts: int) -> list[int]:
+        return [part for part, norm in enumerate(self._norms[:n_parts]) if norm is not None]
+
+    def _counts(self, parts: Sequence[Tensor]) -> list[int]:
+        return [1 if layer is None else part.shape[1] for part, layer in zip(parts, self._layers, strict=False)]
 
     def _writes(self, part: Tensor, layer: int | None, out: Tensor | None = None) -> Tensor:
         if layer is not None:

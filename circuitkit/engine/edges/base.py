@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.errors import CircuitError, ConfigError, ModelError, unknown_choice
+from circuitkit.core.errors import CircuitError, ConfigError, unknown_choice
 from circuitkit.core.node import Edge, Level
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits
@@ -38,6 +38,10 @@ class EdgeEngine(Engine):
     ``score`` removes all edges of a mask at once; a removed edge is the direct path alone, and whatever else lies between recomputes.
     ``alone`` is path patching of one edge at a time, in which MLPs do as ``mlps`` says.
 
+    Where a norm lies behind attention (post-norm), the stream takes up the norm of the sum of its heads' outputs and the bias. A receiver
+    into which edges from some of these heads are removed reads the norm of the sum in which just these are replaced: the norm is computed
+    anew for each receiver. Likewise a removed edge from an MLP replaces what the norm behind the MLP reads.
+
     Source: path patching of "Interpretability in the Wild" (arXiv 2211.00593) inside the node circuit, as in "Towards Interpretable
     Sequence Continuation" (arXiv 2311.04131); whole edge masks as in "Towards Automated Circuit Discovery" (arXiv 2304.14997).
 
@@ -58,7 +62,6 @@ class EdgeEngine(Engine):
     Raises:
         CircuitError: The circuit does not belong to this model, has edges already, or is empty.
         ConfigError: No such level or ``mlps``.
-        ModelError: The model's heads do not add to the residual stream on their own.
     """
 
     universe: EdgeUniverse
@@ -77,11 +80,6 @@ class EdgeEngine(Engine):
         model = engine.model
         if engine.universe.spans:
             raise CircuitError("Edges are between whole components, and this engine has components at positions. Leave positions out.")
-        if not model.architecture.additive:
-            raise ModelError(
-                f"Edges need a model whose heads and MLPs add to the residual stream as they are, but {model.architecture.family} puts a "
-                "norm behind them, so that what a head adds depends on the others. Search nodes in it, or take another model."
-            )
         circuit = Circuit.of(model.universe, model.universe.full(), model=model.name) if circuit is None else circuit
         circuit.check_fits(model.n_layers, model.n_heads, model.name)
         if mlps not in ("recompute", "freeze"):

@@ -11,10 +11,11 @@ from torch import Tensor
 from circuitkit.core.node import INPUT, Kind, Node
 from circuitkit.core.shapes import Values
 from circuitkit.core.universe import EdgeUniverse
-from circuitkit.engine.edges.layers import CircuitLayers, States
+from circuitkit.engine.edges.layers import Change, CircuitLayers, States
 from circuitkit.engine.edges.sent import Sent, Sources, apart
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.engine.packed.memory import free_bytes, within_memory
+from circuitkit.models.blocks import Part
 from circuitkit.models.hooked import Heads, Resid
 from circuitkit.patchers.base import Patcher
 
@@ -66,12 +67,17 @@ class EdgePasses:
         """What the removal of a sender's edge does to the stream that its receiver reads, while all else is as in the clean run."""
         if node == INPUT:
             return apart(self.sent.value(node, clean.resid[0], sources), clean.resid[0])
-        if node.kind is Kind.MLP:
-            return apart(self.sent.value(node, clean.mlp[node.layer], sources), clean.mlp[node.layer])
-        return self.head_shift(node, clean.z[node.layer], sources)
+        layer, is_mlp = node.layer, node.kind is Kind.MLP
+        act = clean.mlp[layer] if is_mlp else clean.z[layer]
+        change = self.mlp_change(node, act, sources) if is_mlp else self.head_change(node, act, sources)
+        return self.layers.moved(layer, part_of(node), change, lambda: self.layers.given(layer, node.kind, act))
 
-    def head_shift(self, node: Node, z: Heads, sources: Sources) -> Shift:
-        """The same for a head, from its layer's outputs as they are now."""
+    def mlp_change(self, node: Node, out: Resid, sources: Sources) -> Change:
+        """By how much what a removed edge carries differs from what its MLP gives now."""
+        return apart(self.sent.value(node, out, sources), out)
+
+    def head_change(self, node: Node, z: Heads, sources: Sources) -> Change:
+        """The same for a head, from its layer's outputs as they are now: by how much it changes what its attention gives."""
         assert node.head is not None
         act = z[..., node.head, :]
         return self.layers.share(node.layer, node.head, self.sent.value(node, act, sources).to(act.device) - act)
@@ -120,6 +126,11 @@ class EdgePasses:
 
         for _ in within_memory(budget.slices(slice(0, len(self._engine.prompts))), fill, budget, split):
             pass
+
+
+def part_of(node: Node) -> Part:
+    """The part of a layer through which a head or an MLP adds to the residual stream."""
+    return "mlp" if node.kind is Kind.MLP else "attention"
 
 
 def added(resid: Resid, shift: Shift) -> Resid:

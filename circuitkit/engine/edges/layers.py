@@ -6,6 +6,7 @@ queries, keys and values given), and norms, projections, MLPs and sums are appli
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,14 @@ from torch import Tensor
 from circuitkit.core.node import Kind
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.packed.replacements import Replacements
+from circuitkit.models import blocks
+from circuitkit.models.blocks import Part
 from circuitkit.models.hooked import Heads, HookedModel, Layer, Projections, Resid
+
+Rows = Float[Tensor, "*row pos d_model"]
+"""Of a pass, however many axes they have."""
+Change = Rows
+"""By how much something differs from what it is in another run, float32."""
 
 
 @dataclass
@@ -26,8 +34,8 @@ class States:
         resid: What enters the layers.
         projections: Their queries, keys and values; None where no member of the circuit reads them.
         z: What their heads give, after replacement.
-        mid: What the norms before the MLPs read.
-        mlp: What the MLPs add, after replacement.
+        mid: What the norms before the MLPs read, or the MLPs themselves where there are none.
+        mlp: What the MLPs give, after replacement, before any norm behind them.
         final: What the final norm reads.
     """
 
@@ -41,8 +49,6 @@ class States:
 
 class CircuitLayers:
     """The layers of a model in which only a circuit's members compute and the others are replaced. Rows are copies x prompts. Final.
-
-    For models whose heads and MLPs add to the residual stream as they are.
 
     Args:
         model: The model.
@@ -81,7 +87,7 @@ class CircuitLayers:
             mlp = self.mlp(layer, mid, rows)
             for part, value in (("resid", resid), ("projections", projections), ("z", z), ("mid", mid), ("mlp", mlp)):
                 getattr(found, part).append(value)
-            resid = self.summed(resid, attention, mlp)
+            resid = self.summed(resid, attention, self.added(layer, "mlp", mlp))
         found.final = resid
         return found
 
@@ -101,7 +107,7 @@ class CircuitLayers:
             if index == self.model.n_layers - 1 and self.skip:  # later positions read earlier ones through attention alone
                 resid, z = resid[:, -n_scored:], z[:, -n_scored:]
             mid, attention = self.mid(index, resid, z)
-            resid = self.summed(resid, attention, self.mlp(index, mid, rows))
+            resid = self.summed(resid, attention, self.added(index, "mlp", self.mlp(index, mid, rows)))
             z = None
         return self._prompts.scored(self.model.unembed(resid[:, -n_scored:]))
 
@@ -142,12 +148,12 @@ class CircuitLayers:
         return torch.where(keep.to(z.device), z, self._replacements.heads(layer, z, rows).to(z.device)).flatten(0, 1)
 
     def mid(self, layer: int, resid: Resid, z: Heads) -> tuple[Resid, Resid]:
-        """What the norm before the MLP reads, and what the attention adds."""
-        attention = self.model.project(layer, z)
+        """The residual stream that the MLP reads, and what the attention adds to it."""
+        attention = self.added(layer, "attention", self.model.project(layer, z))
         return (resid if self.model.is_parallel else resid + attention), attention
 
     def mlp(self, layer: int, mid: Resid, rows: slice) -> Resid:
-        """What the MLP of a layer adds, after replacement."""
+        """What the MLP of a layer gives, after replacement."""
         if self.mlps[layer]:
             return self.model.mlp_from(layer, mid)
         shape = (-1, rows.stop - rows.start)
@@ -159,8 +165,36 @@ class CircuitLayers:
         """What leaves a layer, summed in the order in which transformers does."""
         return mlp + attention + resid if self.model.is_parallel else resid + attention + mlp
 
-    def share(self, layer: int, head: int, z: Float[Tensor, "row pos d_head"]) -> Resid:
-        """What one head adds to the residual stream, without the bias, in float32."""
+    def given(self, layer: int, kind: Kind, act: Heads | Resid) -> Resid:
+        """What the attention gives of its heads' outputs, or an MLP as it is: before any norm behind them."""
+        return self.model.project(layer, act) if kind is Kind.HEAD else act
+
+    def is_normed(self, layer: int, part: Part) -> bool:
+        """Whether a norm lies between what attention or MLP give and the residual stream."""
+        return blocks.norm_behind(self.model, layer, part) is not None
+
+    def added(self, layer: int, part: Part, out: Rows) -> Rows:
+        """What attention or MLP add to the residual stream where they give ``out``."""
+        with torch.no_grad():
+            return blocks.added(self.model, layer, part, out)
+
+    def moved(self, layer: int, part: Part, change: Change, out: Callable[[], Rows]) -> Change:
+        """By how much what attention or MLP add changes when what they give does.
+
+        Args:
+            layer: Of which layer.
+            part: Which of the two.
+            change: Of what they give.
+            out: That itself; asked for only where a norm lies behind, so that the change of what is added depends on it.
+        """
+        if not self.is_normed(layer, part):
+            return change
+        before = out()
+        after = (before.float() + change.to(before.device)).to(before.dtype)
+        return self.added(layer, part, after).float() - self.added(layer, part, before).float()
+
+    def share(self, layer: int, head: int, z: Float[Tensor, "row pos d_head"]) -> Change:
+        """What one head gives, without the bias, in float32."""
         alone = z.new_zeros(*z.shape[:-1], self.model.n_heads, self.model.d_head)
         bias = self.model.project(layer, alone[:1, :1]).float()
         alone[..., head, :] = z

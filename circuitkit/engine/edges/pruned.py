@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Node
-from circuitkit.engine.edges.held import EdgePasses, repeated
-from circuitkit.engine.edges.sent import apart
+from circuitkit.engine.edges.held import EdgePasses, part_of, repeated
+from circuitkit.engine.edges.layers import CircuitLayers
+from circuitkit.engine.edges.sent import Sources
+from circuitkit.models.blocks import Part
 from circuitkit.models.hooked import Heads, Resid
 
-ByMask = dict[Node, Float[Tensor, "mask prompt pos d_model"]]
-"""For each sender, by how much what a removed edge carries differs from what it adds in this run."""
+ByMask = Float[Tensor, "#mask prompt pos d_model"]
+"""Of each mask, or the same of all."""
 
 
 class PrunedEdges:
@@ -39,29 +42,31 @@ class PrunedEdges:
         """Logits of masks none of which removes an edge into a layer before ``start``."""
         clean, sources = self._passes.states(rows)
         model, n_masks = self._passes.model, len(masks)
-        removed = _Removed(self._passes.universe.edges, masks)
-        shifts: ByMask = {INPUT: self._passes.shift(INPUT, clean, sources)[None]}
-        shifts |= {node: self._passes.shift(node, clean, sources)[None] for node in removed.senders if node != INPUT and node.layer < start}
+        removed = _Removed(self._passes.universe.edges, masks, self._passes.layers)
+        removed.give({INPUT: self._passes.shift(INPUT, clean, sources)[None]}, lambda: clean.resid[0][None])
+        for layer in range(start):
+            self._send(removed, layer, Kind.HEAD, clean.z[layer], sources, 1)
+            self._send(removed, layer, Kind.MLP, clean.mlp[layer], sources, 1)
         assert clean.final is not None
         resid = repeated(clean.resid[start] if start < model.n_layers else clean.final, n_masks)
         for layer in range(start, model.n_layers):
-            z = self._heads(layer, resid, removed, shifts, rows)
-            senders = [node for node in removed.senders if node.layer == layer]
-            heads = {
-                node: self._passes.head_shift(node, z, sources).unflatten(0, (n_masks, -1)) for node in senders if node.kind is Kind.HEAD
-            }
-            before, after = ({}, heads) if self._passes.universe.parallel else (heads, {})
-            shifts |= before
+            z = self._heads(layer, resid, removed, rows)
+            self._send(removed, layer, Kind.HEAD, z, sources, n_masks)
             mid, attention = self._passes.layers.mid(layer, resid, z)
-            mlp = self._passes.layers.mlp(layer, removed.applied(mid, Node.of_mlp(layer), shifts), rows)
-            for node in senders:
-                if node.kind is Kind.MLP:
-                    after[node] = apart(self._passes.sent.value(node, mlp, sources), mlp).unflatten(0, (n_masks, -1))
-            shifts |= after
-            resid = self._passes.layers.summed(resid, attention, mlp)
-        return self._passes.logits(self._passes.scored(removed.applied(resid, LOGITS, shifts)), rows, model.n_layers)
+            mlp = self._passes.layers.mlp(layer, removed.applied(mid, Node.of_mlp(layer)), rows)
+            self._send(removed, layer, Kind.MLP, mlp, sources, n_masks)
+            resid = self._passes.layers.summed(resid, attention, self._passes.layers.added(layer, "mlp", mlp))
+        return self._passes.logits(self._passes.scored(removed.applied(resid, LOGITS)), rows, model.n_layers)
 
-    def _heads(self, layer: int, resid: Resid, removed: _Removed, shifts: ByMask, rows: slice) -> Heads:
+    def _send(self, removed: _Removed, layer: int, kind: Kind, act: Heads | Resid, sources: Sources, n_masks: int) -> None:
+        """Notes by how much what removed edges from heads or MLP of a layer carry differs from what these give."""
+        passes = self._passes
+        change: Callable[..., Tensor] = passes.head_change if kind is Kind.HEAD else passes.mlp_change
+        senders = [node for node in removed.senders if node.layer == layer and node.kind is kind]
+        changes = {node: change(node, act, sources).unflatten(0, (n_masks, -1)) for node in senders}
+        removed.give(changes, lambda: passes.layers.given(layer, kind, act).unflatten(0, (n_masks, -1)))
+
+    def _heads(self, layer: int, resid: Resid, removed: _Removed, rows: slice) -> Heads:
         """What the heads of a layer give when each port reads a stream of its own."""
         projections = self._passes.layers.projections(layer, resid)
         if projections is None:
@@ -74,7 +79,7 @@ class PrunedEdges:
             for port, target in zip(PORTS, (queries, keys, values), strict=True):
                 dst = replace(node, port=port) if removed.names_ports else node
                 if removed.any(dst):
-                    read = self._passes.model.queries_keys_values(layer, removed.applied(resid, dst, shifts))
+                    read = self._passes.model.queries_keys_values(layer, removed.applied(resid, dst))
                     target[..., node.head, :] = read[PORTS.index(port)][..., self._passes.slice_of(node, port), :]
                     touched = touched or port != "q"
         if group == 1 or not touched:
@@ -87,25 +92,51 @@ class PrunedEdges:
 
 
 class _Removed:
-    """Which edges some masks remove, receiver by receiver. Final."""
+    """Which edges some masks remove, receiver by receiver, and what that does to what receivers read. Final."""
 
-    def __init__(self, edges: Sequence[Edge], masks: Bool[Tensor, "mask edge"]) -> None:
+    def __init__(self, edges: Sequence[Edge], masks: Bool[Tensor, "mask edge"], layers: CircuitLayers) -> None:
         self.names_ports = any(edge.dst.port for edge in edges)
+        self._layers = layers
         self._n_masks = len(masks)
         self._into: dict[Node, dict[Node, Tensor]] = defaultdict(dict)
         for place in (~masks).any(0).nonzero().flatten().tolist():
             self._into[edges[place].dst][edges[place].src] = ~masks[:, place]
         self.senders = {src for into in self._into.values() for src in into}
+        self._changes: dict[Node, ByMask] = {}
+        self._outs: dict[tuple[int, Part], Callable[[], ByMask]] = {}
 
     def any(self, dst: Node) -> bool:
         """Whether an edge into this receiver is removed."""
         return dst in self._into
 
-    def applied(self, resid: Resid, dst: Node, shifts: ByMask) -> Resid:
+    def give(self, changes: Mapping[Node, ByMask], out: Callable[[], ByMask]) -> None:
+        """Takes by how much what removed edges carry differs from what their senders give.
+
+        Args:
+            changes: For each sender of one attention, or for an MLP, or for the embedding.
+            out: What that gives as a whole in this run. Not asked for, nor held, where it is added to the stream as it is.
+        """
+        self._changes |= changes
+        known = cache(out)
+        self._outs |= {key: known for key in map(self._norm_of, changes) if key is not None}
+
+    def _norm_of(self, src: Node) -> tuple[int, Part] | None:
+        """Behind which layer's attention or MLP the norm lies through which a sender adds to the stream; None for no norm."""
+        return (src.layer, part_of(src)) if src != INPUT and self._layers.is_normed(src.layer, part_of(src)) else None
+
+    def applied(self, resid: Resid, dst: Node) -> Resid:
         """What a receiver reads, of what its neighbours read."""
         if dst not in self._into:
             return resid
         changed: Tensor = resid.float().unflatten(0, (self._n_masks, -1))
+        together: dict[tuple[int, Part], Tensor] = {}  # heads whose outputs a norm behind the attention takes as a sum
         for src, removed in self._into[dst].items():
-            changed = changed + removed.float().view(-1, 1, 1, 1).to(resid.device) * shifts[src].to(resid.device)
+            change = removed.float().view(-1, 1, 1, 1).to(resid.device) * self._changes[src].to(resid.device)
+            norm = self._norm_of(src)
+            if norm is None:
+                changed = changed + change
+            else:
+                together[norm] = together[norm] + change if norm in together else change
+        for (layer, part), change in together.items():
+            changed = changed + self._layers.moved(layer, part, change, self._outs[layer, part]).to(resid.device)
         return changed.flatten(0, 1).to(resid.dtype)

@@ -22,7 +22,7 @@ class Sources:
     Attributes:
         embedding: What enters the first layer.
         z: Outputs of a layer's heads, a layer each.
-        mlp: What the MLPs add, a layer each.
+        mlp: What the MLPs give, a layer each, before any norm behind them.
     """
 
     embedding: Resid | None = None
@@ -94,7 +94,8 @@ class Sent:
 
         Args:
             node: The sender; the input for the embedding.
-            act: What it gives now: a head's output before the output projection, or what an MLP adds. Rows are copies x prompts.
+            act: What it gives now: a head's output before the output projection, or what an MLP gives, before a norm behind it. Rows are
+                copies x prompts.
             sources: For these prompts.
         """
         source = self._source(node, sources)

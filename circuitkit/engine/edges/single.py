@@ -94,10 +94,11 @@ class SingleEdges:
 
     def _through_mlp(self, layer: int, patched: set[Node], at: _Patching) -> None:
         """Edges into the MLP of a layer; and what it makes of each sender's change is carried on, if MLPs recompute."""
-        mid, out = at.clean.mid[layer], at.clean.mlp[layer].float()
+        mid, out = at.clean.mid[layer], self._passes.layers.added(layer, "mlp", at.clean.mlp[layer]).float()
         recompute = self._mlps == "recompute" and (self._passes.layers.mlps[layer] or not self._passes.layers.skip)
         for senders in chunks([src for src in at.shifts if recompute or src in patched], self._passes.copies(at.rows)):
-            new = self._passes.layers.mlp(layer, torch.cat([added(mid, at.shifts[src]) for src in senders]), at.rows).float()
+            given = self._passes.layers.mlp(layer, torch.cat([added(mid, at.shifts[src]) for src in senders]), at.rows)
+            new = self._passes.layers.added(layer, "mlp", given).float()
             response = {src: each - out for src, each in zip(senders, new.unflatten(0, (len(senders), -1)), strict=True)}
             pairs = [(src, Node.of_mlp(layer)) for src in senders if src in patched]
             self._fill(pairs, at, partial(self._behind_mlp, layer, at, response))

@@ -1,6 +1,6 @@
 """The naive oracle for edges: whole forward passes with plain torch hooks, several a receiver. Slow, and written from the definition.
 
-It shares no code with the fast path but the table of module paths, and it runs the model as transformers made it, like the naive oracle
+It shares no code with the fast path but the look-up of modules, and it runs the model as transformers made it, like the naive oracle
 for nodes.
 """
 
@@ -22,6 +22,7 @@ from circuitkit.engine.base import WHOLE, Share
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.models.bare import unwrapped
+from circuitkit.models.blocks import norm_before, reader
 
 
 @dataclass
@@ -30,8 +31,9 @@ class Seen:
 
     Attributes:
         z: Outputs of a layer's heads as they went on, a layer each.
-        mlp: Outputs of the MLPs likewise.
-        read: What the norm before a receiver was given: under ``("heads", layer)``, ``("mlp", layer)``, ``("logits", 0)``.
+        mlp: Outputs of the MLPs likewise, before any norm behind them.
+        read: What the norm before a receiver was given, or where there is none the receiver itself: under ``("heads", layer)``,
+            ``("mlp", layer)``, ``("logits", 0)``.
         logits: At the last position, float32.
     """
 
@@ -103,17 +105,7 @@ class ReferenceEdges(EdgeEngine):
 
     def _patched(self, edge: Edge) -> Seen:
         """One edge: a pass with the sender corrupt and others frozen tells what the receiver reads; then a pass in which it reads that."""
-        frozen = Given(z={node: z for layer in self._clean.z for node, z in self._heads(self._clean, layer).items()})
-        if self.mlps == "freeze":
-            frozen.mlp = {Node.of_mlp(layer): out for layer, out in self._clean.mlp.items()}
-        value = self._sent(edge.src, self._clean)
-        if edge.src == INPUT:
-            frozen.embedding = value
-        elif edge.src.kind is Kind.HEAD:
-            frozen.z[edge.src] = value
-        else:
-            frozen.mlp[edge.src] = value
-        read = self._run(frozen).read[_place(edge.dst)]
+        read = self._reads(edge.dst, [edge.src], self._clean, freeze_mlps=self.mlps == "freeze")
         if edge.dst.kind is not Kind.HEAD:
             return self._run(Given(read={_place(edge.dst): read}))
         ports = dict.fromkeys(PORTS if edge.dst.port is None else (edge.dst.port,), read)
@@ -126,18 +118,30 @@ class ReferenceEdges(EdgeEngine):
         for node in dict.fromkeys(edge.dst.component_of_port for edge in removed):
             now = self._run(given)
             ports: dict[str, Tensor] = {}
-            for edge in removed:
-                if edge.dst.component_of_port != node:
-                    continue
-                for port in PORTS if edge.dst.port is None else (edge.dst.port,):
-                    ports.setdefault(port, now.read[_place(node)])
-                    ports[port] = ports[port] + self._adds(edge.src, self._sent(edge.src, now))
-                    ports[port] = ports[port] - self._adds(edge.src, _gives(edge.src, now))
+            for dst in dict.fromkeys(edge.dst for edge in removed if edge.dst.component_of_port == node):
+                read = self._reads(dst, [edge.src for edge in removed if edge.dst == dst], now, freeze_mlps=True)
+                ports |= dict.fromkeys(PORTS if dst.port is None else (dst.port,), read)
             if node.kind is Kind.HEAD:
                 given.z |= self._head_reading(node, ports, given)
             else:
                 given.read[_place(node)] = ports["q"]  # a receiver without ports has the same for all three
         return self._run(given)
+
+    def _reads(self, dst: Node, senders: list[Node], now: Seen, *, freeze_mlps: bool) -> Tensor:
+        """What a receiver reads in a pass in which some senders give what the patcher says, and all others what they gave."""
+        frozen = Given(z={node: z for layer in now.z for node, z in self._heads(now, layer).items()})
+        if freeze_mlps:
+            frozen.mlp = {Node.of_mlp(layer): out for layer, out in now.mlp.items()}
+        frozen.embedding = _gives(INPUT, now)
+        for node in senders:
+            value = self._sent(node, now)
+            if node == INPUT:
+                frozen.embedding = value
+            elif node.kind is Kind.HEAD:
+                frozen.z[node] = value
+            else:
+                frozen.mlp[node] = value
+        return self._run(frozen).read[_place(dst)]
 
     def _head_reading(self, node: Node, ports: dict[str, Tensor], given: Given) -> dict[Node, Tensor]:
         """What a head gives when its ports read something else. All heads of its layer then read that, and only this one is taken."""
@@ -170,16 +174,6 @@ class ReferenceEdges(EdgeEngine):
         for layer in range(self.model.n_layers):
             found.z[layer], found.mlp[layer] = mean([run.z[layer] for run in runs]), mean([run.mlp[layer] for run in runs])
         return found
-
-    def _adds(self, node: Node, gives: Tensor) -> Tensor:
-        """What a sender that gives this adds to the residual stream; for a head up to a constant."""
-        if node.kind is not Kind.HEAD:
-            return gives
-        alone = gives.new_zeros(*gives.shape[:-1], self.model.n_heads, gives.shape[-1])
-        alone[..., node.head, :] = gives
-        with torch.no_grad():
-            projected: Tensor = self.engine.model.module(node.layer, "out_proj")(alone.flatten(-2))
-        return projected
 
     def _heads(self, seen: Seen, layer: int) -> dict[Node, Tensor]:
         return {Node.of_head(layer, head): z for head, z in enumerate(seen.z[layer].unbind(-2))}
@@ -220,16 +214,15 @@ class ReferenceEdges(EdgeEngine):
             return seen.mlp[layer]
 
         block = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}")
-        norm = model.module(layer, "attention_norm")
         with ExitStack() as stack:
             stack.enter_context(_before(block, enter))
-            stack.enter_context(_before(norm, self._reading(("heads", layer), given, seen)))
+            stack.enter_context(_before(reader(model, layer, "attention"), self._reading(("heads", layer), given, seen)))
             stack.enter_context(_before(model.module(layer, "out_proj"), heads))
-            stack.enter_context(_before(model.module(layer, "mlp_norm"), self._reading(("mlp", layer), given, seen)))
+            stack.enter_context(_before(reader(model, layer, "mlp"), self._reading(("mlp", layer), given, seen)))
             handles = [model.module(layer, "mlp").register_forward_hook(mlp)]
             if given.ports is not None and given.ports[0] == layer:
                 for path in model.architecture.query_key_value:
-                    handles.append(block.get_submodule(path).register_forward_hook(self._port_hook(path, norm, given.ports[1])))
+                    handles.append(block.get_submodule(path).register_forward_hook(self._port_hook(path, *given.ports)))
             try:
                 yield
             finally:
@@ -243,13 +236,14 @@ class ReferenceEdges(EdgeEngine):
 
         return read
 
-    def _port_hook(self, path: str, norm: nn.Module, ports: dict[str, Tensor]) -> Any:
+    def _port_hook(self, path: str, layer: int, ports: dict[str, Tensor]) -> Any:
         """A hook on a projection that gives what it makes of other streams."""
         architecture, n_heads = self.engine.model.architecture, self.engine.model.n_heads
-        paths = architecture.query_key_value
+        paths, norm = architecture.query_key_value, norm_before(self.engine.model, layer, "attention")
+        before = nn.Identity() if norm is None else norm
 
         def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-            new: dict[str, Tensor] = {port: module.forward(norm.forward(read)) for port, read in ports.items()}
+            new: dict[str, Tensor] = {port: module.forward(before.forward(read)) for port, read in ports.items()}
             if len(paths) == 3:
                 return new.get(PORTS[paths.index(path)], out)
             if architecture.fused_by_head:
@@ -266,7 +260,7 @@ class ReferenceEdges(EdgeEngine):
 
 
 def _gives(node: Node, seen: Seen) -> Tensor:
-    """What a sender gave in a run: a head's output, what an MLP adds, or the embedding."""
+    """What a sender gave in a run: a head's output, an MLP's, or the embedding."""
     if node == INPUT:
         return seen.read["heads", 0]
     return seen.z[node.layer][..., node.head, :] if node.kind is Kind.HEAD else seen.mlp[node.layer]
