@@ -356,6 +356,17 @@ class MetricConformance(_PartConformance):
         self.make().score(logits, prompts, clean_logits=clean)
         assert torch.equal(logits, copies[0]) and torch.equal(clean, copies[1])
 
+    def test_it_reads_others_only_where_it_says_so(self) -> None:
+        """With ``reads_others = False`` logits come with the columns of answers and wrong answers alone."""
+        metric = self.make()
+        if metric.reads_others:
+            return
+        logits, prompts, clean = self._case((2,))
+        asked = prompts.asked
+        found = metric.score(logits[..., asked], prompts.renumbered(asked), clean_logits=clean[:, asked])
+        expected = metric.score(logits, prompts, clean_logits=clean)
+        assert torch.equal(found, expected), "reads_others = False was declared, and other logits change the score"
+
     def test_gradients_flow(self) -> None:
         """Attribution needs the derivative; a count declares ``differentiable = False``."""
         logits, prompts, clean = self._case()

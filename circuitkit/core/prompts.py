@@ -255,6 +255,15 @@ class PromptSet:
             targets=self.targets[rows],
         )
 
+    @property
+    def asked(self) -> Int[Tensor, " some"]:
+        """Every token that is an answer or a wrong answer of some prompt, sorted."""
+        return torch.cat([each.ids[each.weights > 0] for each in (self.answers, self.wrongs)]).unique()
+
+    def renumbered(self, tokens: Int[Tensor, " some"]) -> PromptSet:
+        """The same prompts for logits whose columns are these tokens alone: answers and wrong answers are places in this sorted list."""
+        return replace(self, answers=self.answers.renumbered(tokens), wrongs=self.wrongs.renumbered(tokens))
+
     def places(self, span: str) -> Int[Tensor, " prompt"]:
         """On which of its own tokens each prompt has a label, or a number given as text (negative ones count from the end).
 

@@ -90,6 +90,10 @@ class TokenSets:
         """The sets of some prompts."""
         return TokenSets(self.ids[rows], self.weights[rows])
 
+    def renumbered(self, tokens: Int[Tensor, " some"]) -> TokenSets:
+        """The same sets with each token's place in a sorted list that holds all of them."""
+        return TokenSets(torch.searchsorted(tokens, self.ids).clamp(max=max(0, len(tokens) - 1)), self.weights)
+
     def have(self, tokens: Int[Tensor, "*mask prompt"]) -> Bool[Tensor, "*mask prompt"]:
         """Whether a token is in the set of its prompt."""
         return ((tokens[..., None] == self.ids.to(tokens.device)) & (self.weights > 0).to(tokens.device)).any(-1)

@@ -76,7 +76,7 @@ class DryEngine(PackedEngine):
 
     def percent(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Float[Tensor, " mask"]:
         """Makes the passes and returns what is assumed."""
-        for _ in self.passes(self.checked(masks), base):
+        for _ in self._parts(self.checked(masks), base):
             pass
         return torch.full((len(masks),), self.assume)
 
@@ -89,6 +89,13 @@ class DryEngine(PackedEngine):
     def measure(self, logits: Logits, rows: slice) -> Values:
         axes = logits.shape[:-1] if self.prompts.n_scored == 1 else logits.shape[:-2]
         return torch.full(axes, self.assume / 100)
+
+    def score(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Values:
+        """Makes the passes and returns what is assumed."""
+        _ = self.known_clean  # which a score needs too
+        for _ in self._parts(self.checked(masks, base), base):
+            pass
+        return torch.full((len(masks), len(self.prompts)), self.assume / 100)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Metric(Part):
             zero when nothing is lost).
         differentiable: Whether it has a gradient by the logits that says anything; a count has none.
         reads_answers, reads_wrongs: Whether it needs answers, and wrong answers, to look at.
+        reads_others: Whether a score depends on the logits of tokens that are neither answers nor wrong answers, as every probability does.
+            Where it does not, logits come with columns for answers and wrong answers only, which ``prompts`` then numbers likewise.
         reads_steps: Whether it can score answers of several tokens: its logits then have an axis of steps before that of the vocabulary,
             and ``prompts.targets`` says which token each step should give.
 
@@ -63,6 +65,7 @@ class Metric(Part):
     differentiable: bool = True
     reads_answers: bool = True
     reads_wrongs: bool = True
+    reads_others: bool = True
     reads_steps: bool = False
 
     def __init__(self, zero: Literal["zero", "ablated"] | None = None) -> None:

@@ -19,6 +19,7 @@ class LogitDiff(Metric):
     unit = "logits"
     higher_is_better = True
     floor = Floor.ZERO
+    reads_others = False
 
     def score(self, logits: Logits, prompts: PromptSet, *, clean_logits: CleanLogits | None = None) -> Values:
         return functional.logit_diff(logits, prompts.answers, prompts.wrongs)

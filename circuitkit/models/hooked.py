@@ -250,6 +250,7 @@ class HookedModel:
         stop: int | None = None,
         keep: int = 1,
         gather: bool = False,
+        tokens: Int[Tensor, " some"] | None = None,
         **inputs: Any,
     ) -> Float[Tensor, "row kept d_vocab"] | None:
         """One forward pass without gradients.
@@ -263,6 +264,7 @@ class HookedModel:
             keep: How many last positions are unembedded; 0 for all.
             gather: Copy these positions together first. A slice is not contiguous, and torch would read the unembedding once for every row;
                 another kernel computes the same product, so last bits may differ from the plain forward.
+            tokens: Unembed these alone; logits then have a column for each. None for all. Last bits may differ, likewise.
             inputs: Further arguments of the model's forward, such as ``attention_mask``, on any device.
 
         Returns:
@@ -272,7 +274,7 @@ class HookedModel:
             ModelError: The model's own forwards are in place, so that nothing can be read or replaced.
         """
         inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        if visit is None and start == 0 and stop is None and not gather:
+        if visit is None and start == 0 and stop is None and not gather and tokens is None:
             with torch.no_grad():
                 return self.hf(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}).logits
         if self.device.type == "meta":
@@ -289,7 +291,9 @@ class HookedModel:
         with torch.no_grad(), self._envoy.trace(ids.to(self.device), logits_to_keep=keep, **{"use_cache": False, **inputs}) as tracer:
             _walk(self._layers, visit, start, end, resid)
             if stop is None:
-                if gather:
+                if tokens is not None:
+                    self._unembed.skip(self._unembedded(self._unembed.input, tokens))
+                elif gather:
                     self._unembed.input = self._unembed.input.contiguous()
                 logits = nnsight.save(self._envoy.output.logits)
             else:
@@ -323,6 +327,18 @@ class HookedModel:
         entered: list[Resid] = []
         self.run(ids, lambda layer: entered.append(layer.resid), stop=0, **inputs)
         return entered[0]
+
+    @property
+    def unembeds_some(self) -> bool:
+        """Whether single tokens can be unembedded: the unembedding is a plain matrix that lies where it computes."""
+        module = self.hf.get_output_embeddings()
+        return type(module) is nn.Linear and not hasattr(module, "_hf_hook")
+
+    def _unembedded(self, read: Float[Tensor, "row kept d_model"], tokens: Int[Tensor, " some"]) -> Float[Tensor, "row kept some"]:
+        module = self.hf.get_output_embeddings()
+        chosen = tokens.to(module.weight.device)
+        bias = None if module.bias is None else module.bias.index_select(0, chosen)
+        return nn.functional.linear(read.contiguous(), module.weight.index_select(0, chosen), bias)
 
     def unembed(self, resid: Float[Tensor, "row kept d_model"]) -> Float[Tensor, "row kept d_vocab"]:
         """Logits of a residual stream behind the last layer, in the model's dtype: the final norm once, then the unembedding."""

@@ -65,10 +65,10 @@ PATCHERS = {
 }
 
 
-def tiny_config(family: str, n_layers: int = 3, n_heads: int = 2, d_head: int = 4):
+def tiny_config(family: str, n_layers: int = 3, n_heads: int = 2, d_head: int = 4, vocab: int = VOCAB):
     """The transformers config of a tiny model. Grouped key/value heads where the family has them and the number of heads is even."""
     d_model = n_heads * d_head
-    shared = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0}
+    shared = {"vocab_size": vocab, "bos_token_id": 0, "eos_token_id": 0}
     if family == "gpt2":
         return transformers.GPT2Config(n_embd=d_model, n_head=n_heads, n_layer=n_layers, n_positions=16, **shared)
     size = {"hidden_size": d_model, "num_attention_heads": n_heads, "num_hidden_layers": n_layers, "intermediate_size": 3 * d_model}

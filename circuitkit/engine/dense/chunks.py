@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BYTES = 16 * 2**20
+BYTES = 32 * 2**20
 """Of the largest tensor that is held for a few tokens."""
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Masks
+from circuitkit.core.shapes import Logits, Masks, Values
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.featurizing import Featurizers
 from circuitkit.engine.nodes import NodeEngine
@@ -26,6 +26,7 @@ from circuitkit.engine.packed.conditional import ConditionalMeans
 from circuitkit.engine.packed.lane import Lane, ReplacementsFor
 from circuitkit.engine.packed.layout import Layout
 from circuitkit.engine.packed.memory import RowBudget
+from circuitkit.engine.packed.packing import Pack
 from circuitkit.engine.packed.replacements import Collected, Replacements, collected, entries, unchanged_prefix
 from circuitkit.engine.packed.sliced import SlicedAttention
 from circuitkit.engine.packed.work import Work
@@ -45,6 +46,8 @@ _log = logging.getLogger(__name__)
 SATURATION = {"cpu": 2**16, "cuda": 2**22}
 # To leave out fewer positions than this share of the prompt costs more in copied keys and values than it saves.
 _PREFIX_WORTH = 8
+# Single tokens are unembedded where the metric reads at most this share of the vocabulary.
+_FEW = 8
 
 
 class PackedEngine(NodeEngine):
@@ -93,6 +96,37 @@ class PackedEngine(NodeEngine):
     def holds_keys_values(self) -> bool:
         """Whether keys and values are held, so that only positions from the first edit on are computed."""
         return self._clean_lane.cone
+
+    def score(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Values:
+        if self._asked is None:
+            return super().score(masks, base)
+        masks = self.checked(masks, base)
+        clean = self.known_clean[:, self._asked]  # before the passes, whose held states it would replace
+        values = torch.empty(len(masks), len(self.prompts))
+        for part, logits in self._parts(masks, base):
+            prompts = self._renumbered.take(range(part.rows.start, part.rows.stop))
+            known = clean[part.rows].to(logits.device)
+            values[part.masks, part.rows] = self.metric.score(logits, prompts, clean_logits=known).float().cpu()
+        return values
+
+    @cached_property
+    def _asked(self) -> Int[Tensor, " some"] | None:
+        """The tokens whose logits the metric reads, where it is worth unembedding these alone."""
+        if self.metric.reads_others or self.prompts.targets.shape[1] or not self.model.unembeds_some:
+            return None
+        found = self.prompts.asked
+        return found if 0 < len(found) * _FEW <= self.model.d_vocab else None
+
+    @cached_property
+    def _renumbered(self) -> PromptSet:
+        assert self._asked is not None
+        return self.prompts.renumbered(self._asked)
+
+    def _parts(self, masks: Masks, base: Bool[Tensor, " node"] | None) -> Iterator[tuple[Pack, Logits]]:
+        """The passes that a score takes."""
+        for part, logits in self._clean_lane.run(masks, self._replacements_for, base, tokens=self._asked):
+            assert logits is not None
+            yield part, logits.unflatten(0, (len(part.masks), -1))
 
     def passes(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:
         for part, logits in self._clean_lane.run(masks, self._replacements_for, base):

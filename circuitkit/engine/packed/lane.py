@@ -86,6 +86,7 @@ class Lane:
         stop: int | None = None,
         latest: Int[Tensor, " mask"] | None = None,
         see_mlp: Callable[[Pack], SeeMlp] | None = None,
+        tokens: Int[Tensor, " some"] | None = None,
     ) -> Iterator[tuple[Pack, Tensor | None]]:
         """Runs masks, packed.
 
@@ -96,6 +97,7 @@ class Lane:
             stop: Last layer to compute; None for the logits.
             latest: For each mask a layer that has to be computed even if nothing changed up to there; None for the last one.
             see_mlp: Makes for each pack what is told of the MLPs' outputs.
+            tokens: Of which logits are wanted; None for all.
 
         Yields:
             Each pack with the last position's logits of its rows in float32, or None if stopped before.
@@ -117,7 +119,7 @@ class Lane:
             seen = None if see_mlp is None else see_mlp(part)
             with noting(lambda: f"in a pass from layer {entry} {pass_over(part.rows, chosen, universe, part.masks.tolist())}"):
                 visit = self._visit(chosen, part.rows, entry, replacements_for(chosen, base), see_mlp=seen, narrow=stop is None, cut=cut)
-                return self._forward(visit, part.rows, len(part.masks), entry=entry, stop=stop, cut=cut)
+                return self._forward(visit, part.rows, len(part.masks), entry=entry, stop=stop, cut=cut, tokens=tokens)
 
         yield from within_memory(packs, run, self._budget, lambda part: part.split(self._budget.rows))
 
@@ -186,7 +188,16 @@ class Lane:
         )
 
     def _forward(
-        self, visit: PackedPass, rows: slice, n_masks: int, *, entry: int, stop: int | None, cut: int = 0, cache: Any = None
+        self,
+        visit: PackedPass,
+        rows: slice,
+        n_masks: int,
+        *,
+        entry: int,
+        stop: int | None,
+        cut: int = 0,
+        cache: Any = None,
+        tokens: Int[Tensor, " some"] | None = None,
     ) -> Tensor | None:
         if cut:
             cache = prefix_cache(self._model, self.trunk.kv, rows, n_masks, cut)
@@ -197,7 +208,7 @@ class Lane:
             resid = resid[:, cut:].repeat(n_masks, 1, 1)
         ids = self._ids[rows, cut:].repeat(n_masks, 1)
         keep = self._prompts.n_scored
-        logits = self._model.run(ids, visit, start=entry, resid=resid, stop=stop, keep=keep, gather=stop is None, **inputs)
+        logits = self._model.run(ids, visit, start=entry, resid=resid, stop=stop, keep=keep, gather=stop is None, tokens=tokens, **inputs)
         last = self._model.n_layers if stop is None else stop + 1
         self._work.add(len(ids), last - entry, ids.shape[1], corrupt=self._corrupt)
         return None if logits is None else self._prompts.scored(logits)
