@@ -73,7 +73,7 @@ class PackedEdges(EdgeEngine):
 
     def score(self, masks: Masks, base: Bool[Tensor, " edge"] | None = None) -> Values:
         masks = self.checked(masks, base)
-        starts = torch.tensor([self._pruned.first_layer(mask) for mask in masks])
+        starts = self._pruned.first_layers(masks)
         values = torch.empty(len(masks), len(self.prompts))
         whole = starts > self.model.n_layers
         if whole.any():  # with every edge the circuit is the node circuit

@@ -94,6 +94,12 @@ class PackedEngine(NodeEngine):
         """Whether keys and values are held, so that only positions from the first edit on are computed."""
         return self._clean_lane.cone
 
+    @property
+    def sliced_bytes(self) -> int:
+        """What copies of the attentions' weights take at most, for heads that are computed alone; 0 where all heads of a layer are."""
+        used = self._sliced is not None and (not self.holds_keys_values or self.patcher.needs.conditional)
+        return self._sliced.most_bytes if self._sliced is not None and used else 0
+
     def passes(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:
         for part, logits in self._clean_lane.run(masks, self._replacements_for, base):
             assert logits is not None
