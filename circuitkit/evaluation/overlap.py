@@ -11,10 +11,10 @@ from operator import and_, or_
 from typing import Any
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Kind, Level
-from circuitkit.core.universe import EdgeUniverse
 
 
 def shared_by_all(circuits: Mapping[str, Circuit]) -> Circuit:

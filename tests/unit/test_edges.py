@@ -27,10 +27,10 @@ from models_for_tests import (
 )
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError
 from circuitkit.core.node import LOGITS, Edge, Level, Node
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.engine.dense.gradients import Gradients
 from circuitkit.engine.edges.base import EdgeEngine

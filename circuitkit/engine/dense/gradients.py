@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import MeasurementError, noting
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.universe import EdgeUniverse, NodeUniverse
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import pass_over
 from circuitkit.engine.dense.base import DensePass, Score
 from circuitkit.engine.dense.blend import accumulator

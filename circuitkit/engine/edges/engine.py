@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import noting
 from circuitkit.core.node import Edge
 from circuitkit.core.shapes import Masks, Values
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.base import WHOLE, Share, pass_over
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.held import EdgePasses

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Kind, Level, Node
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.edges.held import EdgePasses, part_of, repeated
 from circuitkit.engine.edges.layers import CircuitLayers
 from circuitkit.engine.edges.sent import Sources
