@@ -65,7 +65,8 @@ class Circuit:
             head = node.head if node.head is not None else 0
             if node.kind not in _UNITS or not (0 <= node.layer < self.n_layers and head < self.n_heads):
                 raise CircuitError(
-                    f"Node {str(node)!r} cannot be in a circuit of a model with {self.n_layers} layers and {self.n_heads} heads a layer."
+                    f"Node {str(node)!r} cannot be in a circuit of a model with {self.n_layers} layers and {self.n_heads} heads a layer. "
+                    "Take a head, MLP or other unit of that model; layers and heads count from 0."
                 )
             if node.kind not in _KINDS[self.level]:
                 kinds = " and ".join(sorted(f"{kind}s" for kind in _KINDS[self.level]))

@@ -96,7 +96,8 @@ class EdgeUniverse(Universe):
         place = int(self.offsets[dst]) + src
         if place < int(self.offsets[dst + 1]):
             return place
-        raise CircuitError(f"Edge {str(edge)!r} runs against the causal order: {edge.dst} is computed before {edge.src}, or beside it.")
+        raise CircuitError(f"Edge {str(edge)!r} runs against the causal order: {edge.dst} is computed before {edge.src}, or beside it. "
+                           "Expected the sender first: turn it round, or leave it out.")  # fmt: skip
 
     def as_edges(self) -> EdgeUniverse:
         return self

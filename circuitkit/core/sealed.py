@@ -39,7 +39,10 @@ def unseal(text: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise CircuitError(f"{where} is not a whole JSON file ({error}). It may have been cut off; make it again.") from error
     if not isinstance(body, dict) or "format_version" not in body:
-        raise CircuitError(f"{where} is not a file that circuitkit wrote: it has no format_version.")
+        raise CircuitError(
+            f"{where} is not a file that circuitkit wrote: it has no format_version. Give one that a run "
+            "left, such as circuit.json."
+        )
     if body["format_version"] != FORMAT_VERSION:
         raise CircuitError(
             f"{where} has format {reprlib.repr(body['format_version'])}; this version reads format {FORMAT_VERSION}. Use the version that "
@@ -47,7 +50,10 @@ def unseal(text: str, where: str) -> dict[str, Any]:
         )
     found = body.pop("checksum", None)
     if found != checksum(body):
-        raise CircuitError(f"{where} was changed or damaged after it was written: its checksum does not match.")
+        raise CircuitError(
+            f"{where} was changed or damaged after it was written: its checksum does not match. Restore it, "
+            "or make it again."
+        )
     return body
 
 

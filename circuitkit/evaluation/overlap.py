@@ -81,7 +81,7 @@ def compare(circuits: Mapping[str, Circuit], provenance: Mapping[str, Any] | Non
         CircuitError: Circuits of different models or levels, or fewer than two.
     """
     if len(circuits) < 2:
-        raise CircuitError(f"A comparison needs at least two circuits, found {len(circuits)}.")
+        raise CircuitError(f"A comparison needs at least two circuits, found {len(circuits)}. Name more files.")
     shared, every = shared_by_all(circuits), union(circuits)
     body: dict[str, Any] = {
         "circuits": {

@@ -136,7 +136,8 @@ class DenseEdges(DensePass):
 
         with ExitStack() as stack:
             stack.enter_context(self._running(rows, differences))
-            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, at): partial(entered.setdefault, at) for at in self._attentions}))
+            entering = {(Site.RESID_PRE, at): partial(entered.setdefault, at) for at in self._attentions}
+            stack.enter_context(differentiable.edited(self._model, entering))
             for layer in self._attentions:
                 stack.enter_context(differentiable.ports(self._model, layer, ports(layer)))
             for layer in self._mlps:
@@ -198,7 +199,7 @@ class DenseEdges(DensePass):
 
         with ExitStack() as stack:
             stack.enter_context(self._running(rows, differences))
-            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, at): partial(entered.setdefault, at) for at in self._attentions}))
+            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, at): partial(enter, at) for at in self._attentions}))
             for layer in self._attentions:
                 edit = partial(lambda layer, port, flowing: tap((port, layer), flowing), layer)
                 stack.enter_context(differentiable.ports(self._model, layer, edit))

@@ -171,7 +171,8 @@ class Gradients:
     def _checked(self, mask: Tensor) -> Float[Tensor, " unit"]:
         if mask.shape != (self._n_units,):
             raise MeasurementError(
-                f"A soft mask has one number for each of the {self._n_units} units of its universe, found a tensor of {tuple(mask.shape)}."
+                f"A soft mask has one number for each of the {self._n_units} units of its universe, found a tensor of {tuple(mask.shape)}. "
+                "Make it from a mask of that universe, such as universe.full().float()."
             )
         dtype = accumulator(self._model.dtype)
         mask = mask.detach().to(dtype)
