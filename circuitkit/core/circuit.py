@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, Unit, precedes
-from circuitkit.core.sealed import reading, seal, size, unseal
+from circuitkit.core.sealed import Savable, reading, seal, size, unseal
 from circuitkit.core.universe import NodeUniverse, Universe, stage_of
 
 # What can be a member, by level.
@@ -30,7 +30,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Circuit:
+class Circuit(Savable):
     """A subset of a model's components, immutable. ``&``, ``|`` and ``-`` are the set operations.
 
     Attributes:
@@ -264,7 +264,7 @@ class Circuit:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Savable):
     """A number for each node, such as the performance left when it alone is removed.
 
     Attributes:
