@@ -32,7 +32,7 @@ class PrunedEdges:
     def __init__(self, passes: EdgePasses) -> None:
         self._passes = passes
         n_layers = passes.model.n_layers
-        self._layers = torch.tensor([n_layers if dst == LOGITS else dst.layer for dst in passes.universe.receivers])
+        self._layers = torch.tensor([n_layers if dst == LOGITS else dst.layer for dst in passes.universe.receivers], device="cpu")
 
     def first_layers(self, masks: Bool[Tensor, "mask edge"]) -> Int[Tensor, " mask"]:
         """For each mask the first layer into which an edge is removed.
