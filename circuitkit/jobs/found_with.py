@@ -30,8 +30,8 @@ def found_with(circuit: Circuit) -> FoundWith:
 
 def measured_with(patcher: Patcher, edge_patcher: Patcher | None, metric: Metric) -> FoundWith:
     """What a measurement is made with; edges are removed by the patcher where no other is given for them."""
-    parts = (redacted(describe(part)) for part in (patcher, edge_patcher or patcher, metric))
-    return _spoken(*parts, metric.floor.value)
+    of_nodes, of_edges, of_metric = (redacted(describe(part)) for part in (patcher, edge_patcher or patcher, metric))
+    return _spoken(of_nodes, of_edges, of_metric, metric.floor.value)
 
 
 def warn_of_others(name: str, found: FoundWith, other: FoundWith, other_name: str) -> None:

@@ -191,6 +191,7 @@ def scorer(engine: Engine) -> Iterator[Engine | None]:
     with shared(engine) as joined:
         if joined is not None:
             joined.check()
+            joined.prepare()
         yield joined
 
 
