@@ -705,7 +705,7 @@ def test_the_first_layer_into_which_an_edge_is_removed(level):
     into = [n_layers if edge.dst == LOGITS else edge.dst.layer for edge in universe.edges]
     expected = [min([layer for layer, kept in zip(into, mask.tolist(), strict=True) if not kept], default=n_layers + 1) for mask in masks]
     assert engine._pruned.first_layers(masks).tolist() == expected and {n_layers, n_layers + 1} < set(expected)
-    removed = _Removed(universe, masks[2:4])
+    removed = _Removed(universe, masks[2:4], engine.passes.layers)
     for place, edge in enumerate(universe.edges):
         gone = ~masks[2:4, place]
         assert removed.any(edge.dst) or not gone.any()
