@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Level, Node, Unit, precedes
-from circuitkit.core.sealed import reading, seal, size, unseal
+from circuitkit.core.sealed import Savable, reading, seal, size, unseal
 from circuitkit.core.universe import NodeUniverse, Universe, stage_of
 
 # What can be a member, by level.
@@ -30,7 +30,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Circuit:
+class Circuit(Savable):
     """A subset of a model's components, immutable. ``&``, ``|`` and ``-`` are the set operations.
 
     Attributes:
@@ -65,7 +65,8 @@ class Circuit:
             head = node.head if node.head is not None else 0
             if node.kind not in _UNITS or not (0 <= node.layer < self.n_layers and head < self.n_heads):
                 raise CircuitError(
-                    f"Node {str(node)!r} cannot be in a circuit of a model with {self.n_layers} layers and {self.n_heads} heads a layer."
+                    f"Node {str(node)!r} cannot be in a circuit of a model with {self.n_layers} layers and {self.n_heads} heads a layer. "
+                    "Take a head, MLP or other unit of that model; layers and heads count from 0."
                 )
             if node.kind not in _KINDS[self.level]:
                 kinds = " and ".join(sorted(f"{kind}s" for kind in _KINDS[self.level]))
@@ -263,7 +264,7 @@ class Circuit:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Savable):
     """A number for each node, such as the performance left when it alone is removed.
 
     Attributes:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from circuitkit.core.sealed import reading, seal, unseal
+from circuitkit.core.sealed import Savable, reading, seal, unseal
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Savable):
     """One result that is no circuit and no table of scores: an evaluation, a comparison, attention roles, a transfer table.
 
     Attributes:

@@ -276,7 +276,7 @@ class PromptSet:
             place, shortest = int(span), int(self.lengths.min())
             if -shortest <= place < shortest:
                 return place % self.lengths
-            raise PromptError(f"Position {place} is outside of prompts with {shortest} tokens (0-{shortest - 1}).")
+            raise PromptError(f"Position {place} is outside of prompts with {shortest} tokens (0-{shortest - 1}). Take one of these.")
         if span not in self.spans:
             known = ", ".join(sorted({*self.spans, "last"}))
             raise PromptError(f"These prompts have no position labelled {span!r}. Choices: {known}, or a number.")

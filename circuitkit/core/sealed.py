@@ -7,15 +7,31 @@ import json
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from circuitkit.core import plain
-from circuitkit.core.errors import CircuitError
+from circuitkit.core.errors import CircuitError, UserError
 
 FORMAT_VERSION = 1
 
 _LARGEST = 4096  # layers or heads; models have about a hundred
 _LONG = 1000  # characters of what a sentence repeats from a file
+
+
+class Savable:
+    """A value that ``circuitkit.save`` writes to a file."""
+
+    def save(self, *args: object, **settings: object) -> NoReturn:
+        """Refuses. nnsight gives every object a method of this name, which would speak of traces here.
+
+        Raises:
+            UserError: Always; the text says how a value is saved.
+        """
+        name = type(self).__name__
+        raise UserError(
+            f"A {name} does not save itself: it is a value, and files are the affair of circuitkit.storage. Write it with "
+            f"circuitkit.save(value, path), and read it with circuitkit.load({name}, path)."
+        )
 
 
 def seal(body: Mapping[str, Any]) -> str:
@@ -39,7 +55,10 @@ def unseal(text: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise CircuitError(f"{where} is not a whole JSON file ({error}). It may have been cut off; make it again.") from error
     if not isinstance(body, dict) or "format_version" not in body:
-        raise CircuitError(f"{where} is not a file that circuitkit wrote: it has no format_version.")
+        raise CircuitError(
+            f"{where} is not a file that circuitkit wrote: it has no format_version. Give one that a run "
+            "left, such as circuit.json."
+        )
     if body["format_version"] != FORMAT_VERSION:
         raise CircuitError(
             f"{where} has format {reprlib.repr(body['format_version'])}; this version reads format {FORMAT_VERSION}. Use the version that "
@@ -47,7 +66,10 @@ def unseal(text: str, where: str) -> dict[str, Any]:
         )
     found = body.pop("checksum", None)
     if found != checksum(body):
-        raise CircuitError(f"{where} was changed or damaged after it was written: its checksum does not match.")
+        raise CircuitError(
+            f"{where} was changed or damaged after it was written: its checksum does not match. Restore it, "
+            "or make it again."
+        )
     return body
 
 

@@ -104,6 +104,7 @@ class Memory:
 
     Attributes:
         weights: Of the model.
+        slices: Copies of the attentions' weights for the heads that are in, at most, and what the other heads add.
         states: Held for all prompts: what enters the layers, the heads' outputs, keys and values, and what replaces components.
         a_row: What one row of a pass takes while it runs, without its logits.
         rows: Rows of the largest pass.
@@ -111,6 +112,7 @@ class Memory:
     """
 
     weights: int
+    slices: int
     states: int
     a_row: int
     rows: int
@@ -119,7 +121,12 @@ class Memory:
     @property
     def peak(self) -> int:
         """All of it."""
-        return self.weights + self.states + self.rows * self.a_row + self.logits
+        return self.weights + self.slices + self.states + self.a_pass
+
+    @property
+    def a_pass(self) -> int:
+        """The largest pass, with its logits."""
+        return self.rows * self.a_row + self.logits
 
     def fits(self, free: Mapping[str, int]) -> str:
         """Whether that fits a device, in words.
@@ -131,8 +138,7 @@ class Memory:
         if alone:
             return f"yes, {alone[0]}"
         # Each device needs room for its layers' share and for a pass.
-        a_pass = self.peak - self.weights - self.states
-        if sum(max(0, there - a_pass) for there in free.values()) > self.weights + self.states:
+        if sum(max(0, there - self.a_pass) for there in free.values()) > self.peak - self.a_pass:
             return "spread over all devices, with model.device_map=auto"
         return f"no, {', '.join(f'{there / 2**30:.1f} GiB are free on {name}' for name, there in free.items())}"
 
@@ -180,8 +186,11 @@ def memory(engine: DryEngine) -> Memory:
     values = sources * outputs + max(1, sources) * (outputs + model.d_model)
     keys_values = len(prompts) * 2 * model.n_kv_heads * model.d_head if engine.holds_keys_values else 0
     states = model.n_layers * prompts.n_pos * model.dtype.itemsize * (len(prompts) * outputs + values + keys_values)
+    slices = engine.sliced_bytes
+    if slices:
+        slices += model.n_layers * max(1, sources) * prompts.n_pos * model.d_model * model.dtype.itemsize
     clean = len(prompts) * model.d_vocab * 4
-    return Memory(weight_bytes(model), states, row_bytes(model, prompts.n_pos) - logits, rows, rows * logits + clean)
+    return Memory(weight_bytes(model), slices, states, row_bytes(model, prompts.n_pos) - logits, rows, rows * logits + clean)
 
 
 def weight_bytes(model: HookedModel) -> int:

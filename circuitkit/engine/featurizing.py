@@ -40,7 +40,8 @@ def featurizers_for(universe: NodeUniverse, featurizers: Featurizers, model: Hoo
         if featurizer is None:
             known = ", ".join(f"{known_site} of layer {known_layer}" for known_site, known_layer in featurizers) or "none"
             raise MeasurementError(
-                f"The universe has features at {site} of layer {layer}, and there is no featurizer for that place. Given: {known}."
+                f"The universe has features at {site} of layer {layer}, and there is no featurizer for that place. "
+                f"Given: {known}. Give one for it, or take a universe without these features."
             )
         if featurizer.width != width:
             raise MeasurementError(
@@ -56,7 +57,7 @@ def featurizers_for(universe: NodeUniverse, featurizers: Featurizers, model: Hoo
         if featurizer.reads_input and site is not Site.MLP_OUT:
             raise MeasurementError(
                 f"A transcoder explains what an MLP gives by what it reads, so it lies at {Site.MLP_OUT}; found one at {site} of "
-                f"layer {layer}."
+                f"layer {layer}. Put it there, or take a dictionary of what flows at {site}."
             )
         found[place] = featurizer.to(model.device_of(layer))
     return found

@@ -158,7 +158,8 @@ def _check(model: HookedModel, ids: TokenIds, max_new_tokens: int) -> None:
     if max_new_tokens < 1 or (limit is not None and ids.shape[1] + max_new_tokens > limit + 1):
         raise MeasurementError(
             f"A prompt of {ids.shape[1]} tokens can be continued by at least 1 and, in this model, at most "
-            f"{'any number of' if limit is None else max(0, limit + 1 - ids.shape[1])} tokens; found max_new_tokens={max_new_tokens}."
+            f"{'any number of' if limit is None else max(0, limit + 1 - ids.shape[1])} tokens; found max_new_tokens={max_new_tokens}. "
+            "Set it within these bounds, or take shorter prompts."
         )
 
 

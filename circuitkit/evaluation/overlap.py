@@ -11,10 +11,10 @@ from operator import and_, or_
 from typing import Any
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Kind, Level
-from circuitkit.core.universe import EdgeUniverse
 
 
 def shared_by_all(circuits: Mapping[str, Circuit]) -> Circuit:
@@ -81,7 +81,7 @@ def compare(circuits: Mapping[str, Circuit], provenance: Mapping[str, Any] | Non
         CircuitError: Circuits of different models or levels, or fewer than two.
     """
     if len(circuits) < 2:
-        raise CircuitError(f"A comparison needs at least two circuits, found {len(circuits)}.")
+        raise CircuitError(f"A comparison needs at least two circuits, found {len(circuits)}. Name more files.")
     shared, every = shared_by_all(circuits), union(circuits)
     body: dict[str, Any] = {
         "circuits": {

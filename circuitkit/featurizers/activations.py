@@ -40,7 +40,7 @@ class TopK(nn.Module, Part):
     def __init__(self, k: int) -> None:
         super().__init__()
         if k < 1:
-            raise ConfigError(f"TopK keeps at least 1 feature per row, found k = {k}.")
+            raise ConfigError(f"TopK keeps at least 1 feature per row, found k = {k}. Give 1 or more.")
         self.k = k
 
     def forward(self, pre: Float[Tensor, "*row feature"]) -> Float[Tensor, "*row feature"]:

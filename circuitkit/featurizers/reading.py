@@ -100,7 +100,10 @@ def load_dictionary(path: str | Path, dtype: torch.dtype = torch.float32) -> Pla
     )
     for key, found in (("d_in", dictionary.width), ("d_sae", dictionary.n_features), ("width", dictionary.n_features)):
         if key in config and config[key] != found:
-            raise ConfigError(f"{file} has a dictionary with {key} {found}, but its config says {config[key]}. One of the two is damaged.")
+            raise ConfigError(
+                f"{file} has a dictionary with {key} {found}, but its config says {config[key]}. One of the two "
+                "is damaged: fetch both again."
+            )
     return Placed(dictionary, site, layer)
 
 

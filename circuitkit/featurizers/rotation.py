@@ -26,7 +26,10 @@ class Rotation(Featurizer):
     def __init__(self, width: int, n_features: int | None = None, seed: int = 0) -> None:
         n_features = width if n_features is None else n_features
         if not 1 <= n_features <= width:
-            raise ConfigError(f"A rotation of activations of width {width} has 1 to {width} directions, found {n_features}.")
+            raise ConfigError(
+                f"A rotation of activations of width {width} has 1 to {width} directions, found {n_features}. "
+                "Give a number in that range."
+            )
         super().__init__(width, n_features)
         self.seed = seed
         drawn = torch.randn(n_features, width, generator=torch.Generator().manual_seed(seed))

@@ -15,6 +15,7 @@ from circuitkit.core.findings import Finding
 from circuitkit.evaluation import overlap
 from circuitkit.jobs import plan
 from circuitkit.jobs.circuit_files import origin, read_listed
+from circuitkit.jobs.found_with import found_with, warn_of_others
 from circuitkit.storage import save, save_finding
 from circuitkit.storage.literature import PublishedCircuit, fitted
 
@@ -26,6 +27,9 @@ def run(config: DictConfig) -> None:
     found = read_listed(config.circuits, "circuits", least=2)
     name, n_layers, n_heads = shape(found.values(), config)
     circuits = {label: fitted(each, name, n_layers, n_heads) for label, each in found.items()}
+    (first, one), *others = circuits.items()
+    for label, each in others:
+        warn_of_others(f"Circuit {label}", found_with(each), found_with(one), first)
     show(circuits, write(circuits, Path(config.dir)) if config.dir else None)
 
 

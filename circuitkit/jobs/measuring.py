@@ -23,6 +23,7 @@ from circuitkit.engine.distributed import shared
 from circuitkit.engine.units import Attentions, Neurons, Nodes, Units
 from circuitkit.evaluation import solvable_prompts
 from circuitkit.jobs.find import loggers
+from circuitkit.jobs.found_with import found_with, measured_with, warn_of_others
 from circuitkit.jobs.metrics import metric_of
 from circuitkit.loggers import JsonlLogger
 from circuitkit.loggers.dispatch import LoggerGroup
@@ -81,6 +82,8 @@ class Parts:
         engine = self.engine(model, prompts, self.patcher, self.metric, units.universe(model), **options)
         for each in circuits:
             _check_units(each, engine, units)
+            name = f"A circuit of {len(each.member_names)} units found on {each.provenance.get('task', 'an unknown task')}"
+            warn_of_others(name, found_with(each), measured_with(self.patcher, self.edge_patcher, self.metric), "is measured here")
         return engine
 
     def _units_of(self, circuits: Iterable[Circuit]) -> Units:
@@ -188,6 +191,7 @@ def scorer(engine: Engine) -> Iterator[Engine | None]:
     with shared(engine) as joined:
         if joined is not None:
             joined.check()
+            joined.prepare()
         yield joined
 
 

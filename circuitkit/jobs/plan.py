@@ -108,6 +108,7 @@ def show(plans: dict[str, Cost], rates: tuple[float, float], device: torch.devic
         "matmul FLOPs": lambda plan: f"{plan.flops:.3g}",
         "weights read": lambda plan: f"{plan.bytes_read / 2**30:.2f} GiB",
         "memory: weights": lambda plan: _size(plan.memory.weights),
+        "memory: weights of single heads": lambda plan: _size(plan.memory.slices),
         "memory: states held": lambda plan: _size(plan.memory.states),
         "memory: a pass": lambda plan: f"{_size(plan.memory.rows * plan.memory.a_row)} ({plan.memory.rows} x {_size(plan.memory.a_row)})",
         "memory: logits": lambda plan: _size(plan.memory.logits),

@@ -126,7 +126,10 @@ def _edited(model: HookedModel, site: Site, layer: int, edit: Edit) -> Any:
             return before(mlp_parts(model, layer).down, edit)
         case Site.MLP_OUT:
             return after(model.module(layer, "mlp"), edit)
-    raise ModelError(f"Gradients reach the sites embed, resid_pre, z, attn_out, mlp_act, mlp_out and resid_post, found {site}.")
+    raise ModelError(
+        "Gradients reach the sites embed, resid_pre, z, attn_out, mlp_act, mlp_out and resid_post, "
+        f"found {site}. Take one of these."
+    )
 
 
 PortEdit = Callable[[str, Float[Tensor, "row pos head d_head"]], Float[Tensor, "row pos head d_head"]]

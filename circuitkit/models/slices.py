@@ -51,6 +51,14 @@ class HeadSlices:
         """Whether leaving heads out saves time, as far as the model's width tells."""
         return model.d_model >= WORTH_FROM
 
+    @property
+    def most_bytes(self) -> int:
+        """What is held at most: a copy of the weights of every projection."""
+        a = self._architecture
+        weights = (self._model.hf.get_submodule(f"{a.blocks}.{layer}").get_submodule(path).weight for layer in range(self._model.n_layers)
+                   for path in (*a.query_key_value, a.out_proj))  # fmt: skip
+        return sum(weight.numel() * weight.dtype.itemsize for weight in weights)
+
     def read_heads(self, heads: Heads) -> Heads:
         """The key/value heads that some heads read."""
         group = self._model.n_heads // self._model.n_kv_heads

@@ -128,13 +128,13 @@ def _result(path: Path, where: str) -> Circuit | Scores | Finding | None:
         body = plain.parse(text)
     except (CircuitError, ValueError) as error:
         if known:
-            raise CircuitError(f"{where} is damaged or cut off ({str(error).splitlines()[0]}).") from error
+            raise CircuitError(f"{where} is damaged or cut off ({str(error).splitlines()[0]}). Make it again.") from error
         return None
     if not isinstance(body, dict) or "format_version" not in body:
         if path.name == "compare.json" and isinstance(body, dict) and {"circuits", "pairs"} <= set(body):  # not every version seals it
             return Finding("compare", "", body)
         if known:
-            raise CircuitError(f"{where} is no result of circuitkit: it has no format_version.")
+            raise CircuitError(f"{where} is no result of circuitkit: it has no format_version. Give a file that a run left.")
         return None
     if "kind" in body:
         return Finding.from_json(text, where)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bench import subjects
 from bench.measure import Contender, Options, Table, flops, gflop, interleaved, mib, peak_bytes, say, seconds, times
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.universe import EdgeUniverse, NodeUniverse, Universe
+from circuitkit.core.universe import NodeUniverse, Universe
 from circuitkit.engine.dense.gradients import Gradients
 from circuitkit.metrics import LogitDiff
 from circuitkit.models.differentiable import frozen

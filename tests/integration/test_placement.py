@@ -211,7 +211,7 @@ def test_positions_are_planned_too():
 
 
 def test_the_parts_of_memory_sum_up():
-    assert Memory(weights=100, states=20, a_row=3, rows=4, logits=5).peak == 137
+    assert Memory(weights=100, slices=7, states=20, a_row=3, rows=4, logits=5).peak == 144
 
 
 MEASURED = """

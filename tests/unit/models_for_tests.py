@@ -172,6 +172,36 @@ def paths_prompts(clean: torch.Tensor, corrupt: torch.Tensor) -> PromptSet:
 PLANTED = ("a0.h1", "m1", "a2.h0")
 
 
+def micro_model() -> HookedModel:
+    """One layer, two heads, an MLP of two neurons, whose numbers follow by hand.
+
+    Dimensions: 0 is always 1, 1 the token's value (its id), 2 what heads write, 3 what the MLP writes. Head 0 adds 1 x mean value, head 1
+    adds 2 x mean value to dimension 2; neuron 0 reads dimension 2 and adds 10 x it to dimension 3; neuron 1 is 0. Logit of token 1 =
+    dimension 2 + dimension 3; logit of token 2 = dimension 0 = 1. So logit difference = heads + MLP - 1.
+    """
+    micro = linear_llama(n_layers=1, n_heads=2, d_model=4, vocab=8)
+    with torch.no_grad():
+        micro.hf.model.embed_tokens.weight[:, 0] = 1.0
+        micro.hf.model.embed_tokens.weight[:, 1] = torch.arange(8.0)
+        wire_head(micro, 0, 0, 1, 2, 1.0)
+        wire_head(micro, 0, 1, 1, 2, 2.0)
+        wire_mlp(micro, 0, 2, 3, 10.0)
+        micro.hf.lm_head.weight[1, 2] = micro.hf.lm_head.weight[1, 3] = 1.0
+        micro.hf.lm_head.weight[2, 0] = 1.0
+    return micro
+
+
+# At the last position the mean value is 4 and 2 in the clean prompts, 1 and 3 in the corrupt ones: heads 12 and 6, 3 and 9.
+MICRO_PROMPTS = PromptSet(
+    clean=torch.tensor([[7, 3, 2], [1, 2, 3]]),
+    corrupt=torch.tensor([[2, 1, 0], [4, 3, 2]]),
+    answers=torch.tensor([1, 1]),
+    wrongs=torch.tensor([2, 2]),
+    groups=torch.tensor([0, 1]),
+    group_names=("first", "second"),
+)
+
+
 def planted_model(n_layers: int = 4, n_heads: int = 3, noise: float = 1.0, seed: int = 0) -> HookedModel:
     """A model whose circuit is ``PLANTED``: it reads the tokens' values, hands the number on twice, and makes it the logit of token 1.
 

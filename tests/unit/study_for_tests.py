@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from circuitkit.core.circuit import Circuit, Scores
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Kind, Node
-from circuitkit.core.universe import EdgeUniverse, Universe
+from circuitkit.core.universe import Universe
 from circuitkit.storage import save_finding
 
 TASKS = ("numerals", "numwords", "months")

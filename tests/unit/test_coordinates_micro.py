@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models_for_tests import linear_llama, wire_head, wire_mlp
+from models_for_tests import MICRO_PROMPTS, micro_model
 
 from circuitkit.core.node import Kind, Site
-from circuitkit.core.prompts import PromptSet
 from circuitkit.core.universe import Universe
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
@@ -16,33 +15,12 @@ from circuitkit.metrics import LogitDiff
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Mean, Resample, Zero
 
-# One layer, two heads, an MLP of two neurons. Dimensions: 0 is always 1, 1 the token's value (its id), 2 what heads write, 3 what the MLP
-#   writes. Head 0 adds 1 x mean value, head 1 adds 2 x mean value to dimension 2; neuron 0 reads dimension 2 and adds 10 x it to
-#   dimension 3; neuron 1 is 0. Logit of token 1 = dimension 2 + dimension 3; logit of token 2 = dimension 0 = 1.
-
 
 @pytest.fixture(scope="module")
 def model() -> HookedModel:
-    micro = linear_llama(n_layers=1, n_heads=2, d_model=4, vocab=8)
-    with torch.no_grad():
-        micro.hf.model.embed_tokens.weight[:, 0] = 1.0
-        micro.hf.model.embed_tokens.weight[:, 1] = torch.arange(8.0)
-        wire_head(micro, 0, 0, 1, 2, 1.0)
-        wire_head(micro, 0, 1, 1, 2, 2.0)
-        wire_mlp(micro, 0, 2, 3, 10.0)
-        micro.hf.lm_head.weight[1, 2] = micro.hf.lm_head.weight[1, 3] = 1.0
-        micro.hf.lm_head.weight[2, 0] = 1.0
-    return micro
+    return micro_model()
 
 
-# At the last position the mean value is 4 and 2 in the clean prompts, 1 and 3 in the corrupt ones: heads 12 and 6, 3 and 9.
-PROMPTS = PromptSet(
-    clean=torch.tensor([[7, 3, 2], [1, 2, 3]]),
-    corrupt=torch.tensor([[2, 1, 0], [4, 3, 2]]),
-    answers=torch.tensor([1, 1]),
-    wrongs=torch.tensor([2, 2]),
-    groups=torch.tensor([0, 0]),
-)
 PATCHERS = {"zero": Zero(), "mean": Mean(), "resample": Resample()}
 
 # Behind the layer lies a dictionary of one feature: max(0, dimension 3), of which it explains half.
@@ -83,6 +61,6 @@ def test_logit_differences(model, name, removed, kind):
     places = {(Site.RESID_POST, 0): HALF, (Site.MLP_OUT, 0): EXACT}
     features = Universe.of_features(1, 2, dict.fromkeys(places, 1))
     universe = features | Universe.of_neurons(1, 2, 2) | Universe.of_attentions(1, 2).only(Kind.ATTENTION)
-    engine = kind(model, PROMPTS, PATCHERS[name], LogitDiff(), universe, places)
+    engine = kind(model, MICRO_PROMPTS, PATCHERS[name], LogitDiff(), universe, places)
     mask = universe.without(universe.full(), removed.split())
     torch.testing.assert_close(engine.score(mask[None])[0], torch.tensor(EXPECTED[name, removed]), rtol=0, atol=1e-4)

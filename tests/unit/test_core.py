@@ -12,7 +12,8 @@ from models_for_tests import VOCAB, tiny_prompts
 
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe
-from circuitkit.core.errors import CircuitError, MeasurementError, PromptError, unknown_choice
+from circuitkit.core.errors import CircuitError, MeasurementError, PromptError, UserError, unknown_choice
+from circuitkit.core.findings import Finding
 from circuitkit.core.node import Edge, Kind, Level, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.sealed import FORMAT_VERSION, checksum
@@ -481,3 +482,10 @@ def test_unknown_choice_names_the_choices():
     text = unknown_choice("task", "mnths", ["months", "numerals"], "See the list.")
     assert text == "There is no task named 'mnths'. Did you mean 'months'? Choices: months, numerals. See the list."
     assert unknown_choice("task", "x", []) == "There is no task named 'x'. Choices: none."
+
+
+@pytest.mark.parametrize("value", [Circuit((), 1, 1), Scores({}, "logits", 1, 1), Finding("kind", "", {})], ids=type)
+def test_a_value_says_how_it_is_saved(value):
+    """And not what nnsight says, which mounts a method of that name on every object."""
+    with pytest.raises(UserError, match=rf"circuitkit.save\(value, path\), and read it with circuitkit.load\({type(value).__name__}, path"):
+        value.save("months.json")

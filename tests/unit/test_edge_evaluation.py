@@ -11,10 +11,10 @@ import torch
 from models_for_tests import engines, paths_model, paths_prompts, shared_model, solvable_prompts
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import INPUT, LOGITS, Edge, Level, Node
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.evaluation import SearchRun, cross_task, evaluate, overlap, stability
 from circuitkit.jobs import cross_task as cross_task_job
 from circuitkit.jobs import evaluate as evaluate_job

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import Edge, Level, Node
 from circuitkit.core.sealed import seal
-from circuitkit.core.universe import EdgeUniverse, Universe
+from circuitkit.core.universe import Universe
 from circuitkit.storage import load, save
 
 

@@ -10,10 +10,10 @@ from models_for_tests import PATCHERS, PLANTED, engines, planted_model, planted_
 from test_runner import Toy, run
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError, ConfigError
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Level, Node
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.engine import PackedEdges
 from circuitkit.engine.oracle.nodes import ReferenceEngine

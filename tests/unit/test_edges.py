@@ -27,14 +27,15 @@ from models_for_tests import (
 )
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError, ConfigError, MeasurementError
 from circuitkit.core.node import LOGITS, Edge, Level, Node
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.engine.dense.gradients import Gradients
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.engine import PackedEdges
+from circuitkit.engine.edges.pruned import _Removed
 from circuitkit.engine.oracle.edges import ReferenceEdges
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
@@ -691,3 +692,23 @@ def test_edges_and_masks_of_another_graph(which):
             edges.score(masks)
     with pytest.raises(MeasurementError, match="The list of masks is empty"):
         edges.score(full[None][:0])
+
+
+@pytest.mark.parametrize("level", [Level.EDGE, Level.EDGE_QKV])
+def test_the_first_layer_into_which_an_edge_is_removed(level):
+    """Of every mask at once, against edge by edge; the removed edges of a pass likewise."""
+    engine = PackedEngine(tiny_model("llama"), tiny_prompts(), Zero(), LogitDiff()).edges(level=level)
+    universe, n_layers = engine.universe, engine.model.n_layers
+    masks = torch.rand(40, len(universe), generator=torch.Generator().manual_seed(0)) < torch.linspace(0.5, 1, 40)[:, None]
+    masks[0], masks[1, :] = True, True
+    masks[1, -1] = False  # into the logits
+    into = [n_layers if edge.dst == LOGITS else edge.dst.layer for edge in universe.edges]
+    expected = [min([layer for layer, kept in zip(into, mask.tolist(), strict=True) if not kept], default=n_layers + 1) for mask in masks]
+    assert engine._pruned.first_layers(masks).tolist() == expected and {n_layers, n_layers + 1} < set(expected)
+    removed = _Removed(universe, masks[2:4], engine.passes.layers)
+    for place, edge in enumerate(universe.edges):
+        gone = ~masks[2:4, place]
+        assert removed.any(edge.dst) or not gone.any()
+        if gone.any():
+            senders, table = removed._into[edge.dst]
+            assert table[:, senders.index(edge.src)].tolist() == gone.tolist() and edge.src in removed.senders

@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.node import Level, Site
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.universe import EdgeUniverse, Universe
+from circuitkit.core.universe import Universe
 from circuitkit.engine.dense import chunks
 from circuitkit.engine.dense.gradients import Gradients
 from circuitkit.engine.oracle.edges import ReferenceEdges

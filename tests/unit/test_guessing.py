@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.node import Node
 from circuitkit.core.records import Step
-from circuitkit.core.universe import EdgeUniverse, Universe
+from circuitkit.core.universe import Universe
 from circuitkit.methods.guessing import Decision, Guesser
 
 NODES = Universe.of_nodes(3, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from models_for_tests import engines, linear_llama, wire_head, wire_mlp
+from models_for_tests import MICRO_PROMPTS, engines, linear_llama, micro_model, wire_head, wire_mlp
 
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.universe import Universe
@@ -13,34 +13,11 @@ from circuitkit.engine.proof.quick import quick_check
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers import Mean, Resample, Zero
 
-# One layer, two heads, an MLP. Dimensions: 0 is always 1, 1 the token's value (its id), 2 what heads write, 3 what the MLP writes.
-#   head 0 adds 1 x mean value, head 1 adds 2 x mean value to dimension 2; the MLP adds 10 x dimension 2 to dimension 3.
-#   logit of token 1 = dimension 2 + dimension 3; logit of token 2 = dimension 0 = 1. So logit difference = heads + MLP - 1.
-
 
 @pytest.fixture(scope="module")
 def model() -> HookedModel:
-    micro = linear_llama(n_layers=1, n_heads=2, d_model=4, vocab=8)
-    with torch.no_grad():
-        micro.hf.model.embed_tokens.weight[:, 0] = 1.0
-        micro.hf.model.embed_tokens.weight[:, 1] = torch.arange(8.0)
-        wire_head(micro, 0, 0, 1, 2, 1.0)
-        wire_head(micro, 0, 1, 1, 2, 2.0)
-        wire_mlp(micro, 0, 2, 3, 10.0)
-        micro.hf.lm_head.weight[1, 2] = micro.hf.lm_head.weight[1, 3] = 1.0
-        micro.hf.lm_head.weight[2, 0] = 1.0
-    return micro
+    return micro_model()
 
-
-# At the last position the mean value is 4 and 2 in the clean prompts, 1 and 3 in the corrupt ones.
-PROMPTS = PromptSet(
-    clean=torch.tensor([[7, 3, 2], [1, 2, 3]]),
-    corrupt=torch.tensor([[2, 1, 0], [4, 3, 2]]),
-    answers=torch.tensor([1, 1]),
-    wrongs=torch.tensor([2, 2]),
-    groups=torch.tensor([0, 1]),
-    group_names=("first", "second"),
-)
 
 EXPECTED = {
     # patcher, removed: logit differences of the two prompts
@@ -77,14 +54,14 @@ PATCHERS = {
 @pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
 @pytest.mark.parametrize(("name", "removed"), sorted(EXPECTED))
 def test_logit_differences(model, name, removed, which):
-    engine = engines(model, PROMPTS, PATCHERS[name])[which]
+    engine = engines(model, MICRO_PROMPTS, PATCHERS[name])[which]
     mask = engine.universe.without(engine.universe.full(), removed.split())
     torch.testing.assert_close(engine.score(mask[None])[0], torch.tensor(EXPECTED[name, removed]), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
 def test_whole_logits(model, which):
-    engine = engines(model, PROMPTS, Zero())[which]
+    engine = engines(model, MICRO_PROMPTS, Zero())[which]
     expected = torch.zeros(2, 8)
     expected[:, 1], expected[:, 2] = torch.tensor([132.0, 66.0]), 1.0
     torch.testing.assert_close(engine.clean_logits(), expected, rtol=0, atol=1e-4)
@@ -93,7 +70,7 @@ def test_whole_logits(model, which):
 @pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])
 def test_scores_are_ratios_of_means(model, which):
     """(87 + 43) / (131 + 65) = 66.33 %. The mean of the two ratios would be 66.28 %."""
-    engine = engines(model, PROMPTS, Zero())[which]
+    engine = engines(model, MICRO_PROMPTS, Zero())[which]
     graph = engine.universe
     masks = torch.stack([graph.full(), graph.without(graph.full(), ["a0.h0"]), graph.empty()])
     expected = torch.tensor([100.0, 100 * 130 / 196, -100 * 2 / 196], dtype=torch.float64)
@@ -102,16 +79,16 @@ def test_scores_are_ratios_of_means(model, which):
 
 @pytest.mark.parametrize("name", sorted(PATCHERS))
 def test_all_kept_is_exactly_100_percent(model, name):
-    for engine in engines(model, PROMPTS, PATCHERS[name]):
+    for engine in engines(model, MICRO_PROMPTS, PATCHERS[name]):
         assert engine.percent(engine.universe.full()[None]).tolist() == [100.0]
 
 
 def test_the_empty_circuit_is_the_corrupt_mean_run(model):
     """Everything replaced by means: 6 from the heads and 60 from the MLP, whatever the prompt; for Resample, the corrupt run."""
-    fast, naive = engines(model, PROMPTS, Mean())
+    fast, naive = engines(model, MICRO_PROMPTS, Mean())
     assert fast.baseline().patched.tolist() == naive.baseline().patched.tolist() == [65.0, 65.0]
-    fast, _ = engines(model, PROMPTS, Resample())
-    corrupt = model.hf(PROMPTS.corrupt).logits[:, -1]
+    fast, _ = engines(model, MICRO_PROMPTS, Resample())
+    corrupt = model.hf(MICRO_PROMPTS.corrupt).logits[:, -1]
     torch.testing.assert_close(fast.all_logits(fast.universe.empty()[None])[0], corrupt, rtol=0, atol=1e-4)
 
 
@@ -128,7 +105,7 @@ def test_the_empty_circuit_is_the_corrupt_mean_run(model):
     ],
 )
 def test_single_positions(model, removed, expected, which):
-    engine = engines(model, PROMPTS, Zero(), Universe.of_nodes(1, 2, ("0", "last")))[which]
+    engine = engines(model, MICRO_PROMPTS, Zero(), Universe.of_nodes(1, 2, ("0", "last")))[which]
     mask = engine.universe.without(engine.universe.full(), removed.split())
     torch.testing.assert_close(engine.score(mask[None])[0], torch.tensor(expected), rtol=0, atol=1e-4)
 
@@ -157,7 +134,7 @@ def test_conditional_means_differ_where_the_mlp_is_not_linear(means, removed, ex
         gate = model.module(0, "mlp").gate_proj.weight
         gate[0, 0], gate[0, 2] = 0.0, 1.0  # it adds the square of dimension 2
         model.hf.lm_head.weight[1, 2] = model.hf.lm_head.weight[1, 3] = model.hf.lm_head.weight[2, 0] = 1.0
-    engine = engines(model, PROMPTS, Mean(means))[which]
+    engine = engines(model, MICRO_PROMPTS, Mean(means))[which]
     mask = engine.universe.without(engine.universe.full(), removed.split())
     torch.testing.assert_close(engine.score(mask[None])[0], torch.tensor(expected), rtol=0, atol=1e-4)
 
@@ -250,4 +227,4 @@ def test_gpt2_by_hand(gpt2, patcher, removed, expected, which):
 
 
 def test_the_self_check_accepts_the_model_by_hand(model):
-    quick_check(engines(model, PROMPTS, Mean())[0])
+    quick_check(engines(model, MICRO_PROMPTS, Mean())[0])

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine import PackedEngine
-from circuitkit.engine.cost import Cost, DryEngine, cost, measured_rates
+from circuitkit.engine.cost import Cost, DryEngine, cost, measured_rates, memory
 from circuitkit.methods import EdgePruning, IterativePruning, Knockout
 from circuitkit.metrics import LogitDiff
 from circuitkit.models import HookedModel, load_shape
@@ -107,6 +107,21 @@ def test_cost_sums_up_and_time_is_bound_by_the_slower_of_arithmetic_and_memory()
     assert total.memory.peak > total.memory.weights == weights
     assert Cost(1, 1, 1, 100, 1, 0).seconds(10, 10) == 10
     assert Cost(1, 1, 1, 1, 100, 0).seconds(10, 5) == 20
+
+
+def test_memory_counts_the_weights_that_are_copied_for_single_heads(monkeypatch):
+    """By hand, 3 layers of d_model 32: GPT-2's projections are 32 x 96 and 32 x 32; and a row of 8 x 32 that the other heads add."""
+    _, shape = models("gpt2")
+    prompts = prompt_set(models("gpt2")[0])
+    assert memory(DryEngine(shape, prompts, Zero(), LogitDiff(), max_rows=1)).slices == 0, "narrow models are not sliced"
+    monkeypatch.setattr("circuitkit.models.slices.WORTH_FROM", 32)
+    dry = DryEngine(shape, prompts, Zero(), LogitDiff(), max_rows=1)
+    found = memory(dry)
+    assert found.slices == 3 * (32 * 96 + 32 * 32) * 4 + 3 * 8 * 32 * 4
+    assert found.peak == found.weights + found.slices + found.states + found.rows * found.a_row + found.logits
+    Knockout().discover(dry, on_step=lambda step: None)
+    held = dry._sliced._slices._held.values()
+    assert 0 < sum(weight.nbytes for _, weight, _ in held) <= found.slices, "what is really held stays below"
 
 
 def test_shape_of_a_zoo_model_has_no_weights_and_rates_are_positive():

@@ -11,10 +11,10 @@ import pytest
 from study_for_tests import TASKS, compare, cross_task, edges, evaluation, roles, stability, transfer, write_study
 
 from circuitkit.core.circuit import Circuit, Scores
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
 from circuitkit.core.node import Edge, Level, Node
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.report import static
 from circuitkit.report.blocks import Drawing, Section, Table
 from circuitkit.report.contents import FINDINGS, sections

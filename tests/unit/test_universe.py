@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.node import INPUT, LOGITS, Edge, Kind, Level, Node, Site, precedes
-from circuitkit.core.universe import EdgeUniverse, NodeUniverse, Universe
+from circuitkit.core.universe import NodeUniverse, Universe
 
 QUICK = settings(deadline=None, max_examples=60)
 SITES = (Site.ATTN_OUT, Site.MLP_OUT, Site.RESID_POST)

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.node import PORTS, Kind, Level, Site
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.dense.base import DensePass, Score
 from circuitkit.engine.dense.blend import accumulator, blend
 from circuitkit.engine.dense.chunks import by_chunks, token_slices
@@ -134,13 +134,10 @@ class DenseEdges(DensePass):
 
             return edit
 
-        def enter(layer: int, resid: Tensor) -> Tensor:
-            entered[layer] = resid
-            return resid
-
         with ExitStack() as stack:
             stack.enter_context(self._running(rows, differences))
-            stack.enter_context(differentiable.edited(self._model, {(Site.RESID_PRE, at): partial(enter, at) for at in self._attentions}))
+            entering = {(Site.RESID_PRE, at): partial(entered.setdefault, at) for at in self._attentions}
+            stack.enter_context(differentiable.edited(self._model, entering))
             for layer in self._attentions:
                 stack.enter_context(differentiable.ports(self._model, layer, ports(layer)))
             for layer in self._mlps:

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import MeasurementError, noting
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.universe import EdgeUniverse, NodeUniverse
+from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import pass_over
 from circuitkit.engine.dense.base import DensePass, Score
 from circuitkit.engine.dense.blend import accumulator
@@ -170,7 +171,8 @@ class Gradients:
     def _checked(self, mask: Tensor) -> Float[Tensor, " unit"]:
         if mask.shape != (self._n_units,):
             raise MeasurementError(
-                f"A soft mask has one number for each of the {self._n_units} units of its universe, found a tensor of {tuple(mask.shape)}."
+                f"A soft mask has one number for each of the {self._n_units} units of its universe, found a tensor of {tuple(mask.shape)}. "
+                "Make it from a mask of that universe, such as universe.full().float()."
             )
         dtype = accumulator(self._model.dtype)
         mask = mask.detach().to(dtype)

@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError, ConfigError, unknown_choice
 from circuitkit.core.node import Edge, Level
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Logits
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.base import WHOLE, Baseline, Engine, Share
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.patchers.base import Patcher

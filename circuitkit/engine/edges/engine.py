@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.core.circuit import Circuit
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import noting
 from circuitkit.core.node import Edge
 from circuitkit.core.shapes import Masks, Values
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.base import WHOLE, Share, pass_over
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.edges.held import EdgePasses
@@ -73,7 +73,7 @@ class PackedEdges(EdgeEngine):
 
     def score(self, masks: Masks, base: Bool[Tensor, " edge"] | None = None) -> Values:
         masks = self.checked(masks, base)
-        starts = torch.tensor([self._pruned.first_layer(mask) for mask in masks])
+        starts = self._pruned.first_layers(masks)
         values = torch.empty(len(masks), len(self.prompts))
         whole = starts > self.model.n_layers
         if whole.any():  # with every edge the circuit is the node circuit

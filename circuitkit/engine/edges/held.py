@@ -8,9 +8,9 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.node import INPUT, Kind, Node
 from circuitkit.core.shapes import Values
-from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.edges.layers import Change, CircuitLayers, States
 from circuitkit.engine.edges.sent import Sent, Sources, apart
 from circuitkit.engine.packed.engine import PackedEngine

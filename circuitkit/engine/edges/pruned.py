@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Node
+from circuitkit.core.edge_universe import EdgeUniverse
+from circuitkit.core.node import INPUT, LOGITS, PORTS, Kind, Level, Node
 from circuitkit.engine.edges.held import EdgePasses, part_of, repeated
 from circuitkit.engine.edges.layers import CircuitLayers
 from circuitkit.engine.edges.sent import Sources
@@ -31,18 +31,23 @@ class PrunedEdges:
 
     def __init__(self, passes: EdgePasses) -> None:
         self._passes = passes
+        n_layers = passes.model.n_layers
+        self._layers = torch.tensor([n_layers if dst == LOGITS else dst.layer for dst in passes.universe.receivers], device="cpu")
 
-    def first_layer(self, mask: Bool[Tensor, " edge"]) -> int:
-        """The first layer into which an edge is removed: the number of layers if only into the logits, one more if none is."""
-        receivers = {edge.dst for edge, kept in zip(self._passes.universe.edges, mask.tolist(), strict=True) if not kept}
-        n_layers = self._passes.model.n_layers
-        return min((n_layers if dst == LOGITS else dst.layer for dst in receivers), default=n_layers + 1)
+    def first_layers(self, masks: Bool[Tensor, "mask edge"]) -> Int[Tensor, " mask"]:
+        """For each mask the first layer into which an edge is removed.
+
+        The number of layers if only edges into the logits are, one more if none is.
+        """
+        first = masks.view(torch.uint8).argmin(-1)  # the first of the smallest: edges are in the order of their receivers
+        layers = self._layers[self._passes.universe.dst[first].long()]
+        return torch.where(masks.all(-1), self._passes.model.n_layers + 1, layers)
 
     def logits(self, start: int, masks: Bool[Tensor, "mask edge"], rows: slice) -> Float[Tensor, "row d_vocab"]:
         """Logits of masks none of which removes an edge into a layer before ``start``."""
         clean, sources = self._passes.states(rows)
         model, n_masks = self._passes.model, len(masks)
-        removed = _Removed(self._passes.universe.edges, masks, self._passes.layers)
+        removed = _Removed(self._passes.universe, masks, self._passes.layers)
         removed.give({INPUT: self._passes.shift(INPUT, clean, sources)[None]}, lambda: clean.resid[0][None])
         for layer in range(start):
             self._send(removed, layer, Kind.HEAD, clean.z[layer], sources, 1)
@@ -94,14 +99,19 @@ class PrunedEdges:
 class _Removed:
     """Which edges some masks remove, receiver by receiver, and what that does to what receivers read. Final."""
 
-    def __init__(self, edges: Sequence[Edge], masks: Bool[Tensor, "mask edge"], layers: CircuitLayers) -> None:
-        self.names_ports = any(edge.dst.port for edge in edges)
+    def __init__(self, universe: EdgeUniverse, masks: Bool[Tensor, "mask edge"], layers: CircuitLayers) -> None:
+        self.names_ports = universe.level is Level.EDGE_QKV
         self._layers = layers
         self._n_masks = len(masks)
-        self._into: dict[Node, dict[Node, Tensor]] = defaultdict(dict)
-        for place in (~masks).any(0).nonzero().flatten().tolist():
-            self._into[edges[place].dst][edges[place].src] = ~masks[:, place]
-        self.senders = {src for into in self._into.values() for src in into}
+        places = (~masks).any(0).nonzero().flatten()
+        senders = universe.src[places]
+        receivers, counts = universe.dst[places].unique_consecutive(return_counts=True)  # edges are in the order of their receivers
+        parts = zip(senders.split(counts.tolist()), (~masks[:, places]).split(counts.tolist(), 1), strict=True)
+        self._into: dict[Node, tuple[list[Node], Bool[Tensor, "mask sender"]]] = {
+            universe.receivers[dst]: ([universe.senders[src] for src in into.tolist()], removed)
+            for dst, (into, removed) in zip(receivers.tolist(), parts, strict=True)
+        }
+        self.senders = [universe.senders[src] for src in senders.unique().tolist()]
         self._changes: dict[Node, ByMask] = {}
         self._outs: dict[tuple[int, Part], Callable[[], ByMask]] = {}
 
@@ -130,8 +140,9 @@ class _Removed:
             return resid
         changed: Tensor = resid.float().unflatten(0, (self._n_masks, -1))
         together: dict[tuple[int, Part], Tensor] = {}  # heads whose outputs a norm behind the attention takes as a sum
-        for src, removed in self._into[dst].items():
-            change = removed.float().view(-1, 1, 1, 1).to(resid.device) * self._changes[src].to(resid.device)
+        senders, removed = self._into[dst]
+        for place, src in enumerate(senders):
+            change = removed[:, place].float().view(-1, 1, 1, 1).to(resid.device) * self._changes[src].to(resid.device)
             norm = self._norm_of(src)
             if norm is None:
                 changed = changed + change

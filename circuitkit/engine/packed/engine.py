@@ -128,6 +128,12 @@ class PackedEngine(NodeEngine):
             assert logits is not None
             yield part, logits.unflatten(0, (len(part.masks), -1))
 
+    @property
+    def sliced_bytes(self) -> int:
+        """What copies of the attentions' weights take at most, for heads that are computed alone; 0 where all heads of a layer are."""
+        used = self._sliced is not None and (not self.holds_keys_values or self.patcher.needs.conditional)
+        return self._sliced.most_bytes if self._sliced is not None and used else 0
+
     def passes(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:
         for part, logits in self._clean_lane.run(masks, self._replacements_for, base):
             assert logits is not None

@@ -28,6 +28,11 @@ class SlicedAttention:
         self._slices = HeadSlices(model)
         self._constants: dict[int, tuple[Heads, Tensor]] = {}
 
+    @property
+    def most_bytes(self) -> int:
+        """What slices of weights are held at most."""
+        return self._slices.most_bytes
+
     def project(self, layer: Layer, live: Bool[Tensor, " head"], *, last: bool) -> None:
         """Computes queries, keys and values in a pass for some heads alone.
 

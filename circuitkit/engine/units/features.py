@@ -46,7 +46,10 @@ class Features(Units):
     def universe(self, model: HookedModel) -> NodeUniverse:
         for site, layer in self._read:
             if layer >= model.n_layers:
-                raise ConfigError(f"{model.name} has layers 0 to {model.n_layers - 1}, found a dictionary at {site} of layer {layer}.")
+                raise ConfigError(
+                    f"{model.name} has layers 0 to {model.n_layers - 1}, found a dictionary at {site} of layer "
+                    f"{layer}. Take the model it was made for."
+                )
         sizes = {place: featurizer.n_features for place, featurizer in self._read.items()}
         return Universe.of_features(model.n_layers, model.n_heads, sizes, errors=self.errors)
 
