@@ -29,7 +29,7 @@ def planted():
 
 
 def test_the_finding_has_every_part(planted):
-    assert set(planted) == {"model", "circuit", "groups", "patterns", "roles", "ov", "logit_lens", "attribution", "skipped"}
+    assert set(planted) == {"model", "circuit", "groups", "patterns", "roles", "heads", "ov", "logit_lens", "attribution", "skipped"}
     assert planted["groups"]["odd"]["labels"] == {"S1": 2, "S2": 5, "S3": 8, "S4": 11, "last": 13}
     assert planted["roles"]["previous_member"]["found"] == [PREVIOUS]
     assert planted["roles"]["previous_member"]["scores"][PREVIOUS] == pytest.approx(1 - (1 / 6 + 1 / 9 + 1 / 12) / 3, abs=1e-5)
@@ -41,7 +41,7 @@ def test_the_finding_has_every_part(planted):
     nodes = planted["attribution"]["nodes"]
     assert nodes[NEXT] == pytest.approx(2, abs=1e-5)
     assert sum(nodes.values()) == pytest.approx(planted["attribution"]["total"], abs=1e-4)
-    assert planted["skipped"] == {}
+    assert set(planted["skipped"]) == {"role last_to_repeats"}, "no prompt has the last token twice"
 
 
 def test_patterns_are_kept_for_the_heads_that_were_found_or_for_those_of_the_circuit(planted):
@@ -50,6 +50,14 @@ def test_patterns_are_kept_for_the_heads_that_were_found_or_for_those_of_the_cir
     circuit = Circuit((Node.parse("a1.h1"), Node.parse("m0")), 2, 4)
     found = roles.look(planted_roles(), member_prompts(), SETTINGS, circuit)
     assert set(found["patterns"]) == {"a1.h1"} and found["circuit"] == ["m0", "a1.h1"]
+
+
+def test_every_head_is_said_with_its_roles_and_their_control(planted):
+    assert set(planted["heads"]) == set(planted["patterns"])
+    roles_of = {head: list(roles) for head, roles in planted["heads"].items()}
+    assert roles_of[PREVIOUS] == ["previous_member", "similar_member"] and roles_of[MOVER] == ["last_to_newest", "last_to_members"]
+    assert planted["heads"][PREVIOUS]["previous_member"]["score"] == planted["roles"]["previous_member"]["scores"][PREVIOUS]
+    assert 0 < planted["heads"][PREVIOUS]["previous_member"]["chance"] < 0.01
 
 
 def test_the_finding_can_be_written_and_read(planted, tmp_path):
@@ -65,11 +73,15 @@ def test_the_summary_names_the_best_and_stars_the_circuit(planted, capsys):
     assert f"OV copy, % {MOVER} 100, {COPY} 100 (mean" in shown
     assert "switch to the answer a1 12 (of 12 prompts)" in shown
     assert "induction no head above the threshold" in shown and "* member of the circuit" in shown
+    chosen = {**planted, "heads": {NEXT: planted["heads"][NEXT], "a1.h1": {}}}
+    roles.show(chosen, Circuit((Node.parse(NEXT), Node.parse("a1.h1")), 2, 4))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{NEXT}: last to newest 0.93 (chance 0." in shown and "a1.h1: no role above the threshold" in shown
 
 
 def test_what_a_model_cannot_do_is_skipped_and_said(capsys):
     found = roles.look(tiny_model("gemma2"), tiny_prompts(), SETTINGS)
-    assert set(found["skipped"]) == {"role similar_member", "role previous_member", "ov", "attribution"}
+    assert set(found["skipped"]) == {"role similar_member", "role previous_member", "role last_to_repeats", "ov", "attribution"}
     assert "pass through a norm" in found["skipped"]["attribution"] and "a norm lies between" in found["skipped"]["ov"]
     assert set(found["roles"]) == {"last_to_newest", "last_to_members", "duplicate_token", "induction", "previous_token"}
     assert "ov" not in found and "attribution" not in found and len(found["logit_lens"]["sites"]) == 7
@@ -139,6 +151,21 @@ def test_two_sequences_in_one_prompt(model):
     assert prompts.position("N5", 0) == prompts.position("last", 0)
     found = roles.look(model, prompts, SETTINGS)
     assert set(found["roles"]) >= {"similar_member", "other_member"} and not found["skipped"]
+
+
+SHARED = ("a0.h0", "a0.h1", "a1.h1", "a1.h3", "a2.h2", "a2.h3", "a3.h7")
+"""Heads of the circuits of all three tasks at 80 %: see the model's card."""
+
+
+def test_the_heads_that_the_trained_circuits_share_all_play_a_role_above_chance(model):
+    prompts = Months(n=16).prompts(model.tokenizer)
+    settings = {**SETTINGS, "ov_prompts": 1}
+    found = roles.look(model, prompts, settings, Circuit(tuple(map(Node.parse, SHARED)), 4, 8))["heads"]
+    assert {head: next(iter(played), "") for head, played in found.items()} == {
+        "a0.h0": "similar_member", "a0.h1": "last_to_repeats", "a1.h1": "last_to_members", "a1.h3": "last_to_newest",
+        "a2.h2": "last_to_repeats", "a2.h3": "last_to_repeats", "a3.h7": "last_to_repeats",
+    }  # fmt: skip
+    assert all(next(iter(played.values()))["chance"] < 0.05 for played in found.values())
 
 
 @pytest.mark.parametrize("setting", [{"n": 0}, {"top": 4}, {"top": 101}])
