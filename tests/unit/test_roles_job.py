@@ -10,6 +10,7 @@ from models_for_tests import tiny_model, tiny_prompts
 from omegaconf import OmegaConf
 from planted_roles import COPY, MOVER, NEXT, PREVIOUS, member_prompts, planted_roles
 
+from circuitkit.analysis import mean_patterns
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
@@ -17,7 +18,7 @@ from circuitkit.core.node import Node
 from circuitkit.jobs import roles
 from circuitkit.models.loading import load_model
 from circuitkit.storage import load, save_finding
-from circuitkit.tasks import MixedMonths, Months
+from circuitkit.tasks import MixedMonths, Months, Numerals, Numwords
 from circuitkit.testing import TaskConformance
 
 SETTINGS = {"circuit": None, "threshold": 0.1, "top": 5, "top_tokens": 5, "ov_prompts": 8, "successors": None}
@@ -150,22 +151,36 @@ def test_two_sequences_in_one_prompt(model):
     assert len(set(numbers)) == 5 and all(1 <= int(number) <= 20 for number in numbers)
     assert prompts.position("N5", 0) == prompts.position("last", 0)
     found = roles.look(model, prompts, SETTINGS)
-    assert set(found["roles"]) >= {"similar_member", "other_member"} and not found["skipped"]
+    assert set(found["roles"]) >= {"similar_member", "other_member"} and set(found["skipped"]) == {"role last_to_repeats"}
 
 
 SHARED = ("a0.h0", "a0.h1", "a1.h1", "a1.h3", "a2.h2", "a2.h3", "a3.h7")
 """Heads of the circuits of all three tasks at 80 %: see the model's card."""
 
 
-def test_the_heads_that_the_trained_circuits_share_all_play_a_role_above_chance(model):
-    prompts = Months(n=16).prompts(model.tokenizer)
-    settings = {**SETTINGS, "ov_prompts": 1}
-    found = roles.look(model, prompts, settings, Circuit(tuple(map(Node.parse, SHARED)), 4, 8))["heads"]
-    assert {head: next(iter(played), "") for head, played in found.items()} == {
-        "a0.h0": "similar_member", "a0.h1": "last_to_repeats", "a1.h1": "last_to_members", "a1.h3": "last_to_newest",
-        "a2.h2": "last_to_repeats", "a2.h3": "last_to_repeats", "a3.h7": "last_to_repeats",
+@pytest.fixture(scope="module")
+def played(model):
+    """What each shared head plays on each task."""
+    found = {}
+    for task in (Numerals, Numwords, Months):
+        patterns = mean_patterns(model, task(n=16).prompts(model.tokenizer))
+        measured = roles.roles_of(patterns, None, lambda part, make, *inputs: make(*inputs))
+        found[task.name] = {head: roles.played(Node.parse(head), measured, SETTINGS["threshold"]) for head in SHARED}
+    return found
+
+
+def test_the_heads_that_the_trained_circuits_share_all_play_a_role(played):
+    first = dict(zip(SHARED, ("similar_member", "last_to_repeats", "last_to_members", "last_to_newest", *["last_to_repeats"] * 3), strict=True))
+    assert {task: {head: next(iter(each), "") for head, each in heads.items()} for task, heads in played.items()} == {
+        "numerals": first | {"a1.h3": "last_to_members"}, "numwords": first, "months": first,
     }  # fmt: skip
-    assert all(next(iter(played.values()))["chance"] < 0.05 for played in found.values())
+
+
+def test_their_roles_are_above_chance_but_where_a_head_looks_at_two_things(played):
+    """On months a2.h2 looks both at the repeats of the last token and at the members, at neither of them clearly."""
+    above = {task: {head for head, each in heads.items() if next(iter(each.values()))["chance"] < 0.05} for task, heads in played.items()}
+    assert above == {"numerals": set(SHARED), "numwords": set(SHARED), "months": set(SHARED) - {"a2.h2"}}
+    assert list(played["months"]["a2.h2"]) == ["last_to_repeats", "last_to_members"]
 
 
 @pytest.mark.parametrize("setting", [{"n": 0}, {"top": 4}, {"top": 101}])
