@@ -170,7 +170,7 @@ def played(model):
 
 
 def test_the_heads_that_the_trained_circuits_share_all_play_a_role(played):
-    first = dict(zip(SHARED, ("similar_member", "last_to_repeats", "last_to_members", "last_to_newest", *["last_to_repeats"] * 3), strict=True))
+    first = {**dict.fromkeys(SHARED, "last_to_repeats"), "a0.h0": "similar_member", "a1.h1": "last_to_members", "a1.h3": "last_to_newest"}
     assert {task: {head: next(iter(each), "") for head, each in heads.items()} for task, heads in played.items()} == {
         "numerals": first | {"a1.h3": "last_to_members"}, "numwords": first, "months": first,
     }  # fmt: skip
