@@ -4,7 +4,7 @@ from circuitkit.analysis.attention import MeanPattern, mean_patterns
 from circuitkit.analysis.direct_attribution import Attribution, direct_attribution
 from circuitkit.analysis.logit_lens import LogitLens, logit_lens
 from circuitkit.analysis.ov_scores import OVScores, ov_scores
-from circuitkit.analysis.roles import OTHER_MEMBER, ROLES, Role, best, repeated_tokens, role_scores
+from circuitkit.analysis.roles import OTHER_MEMBER, ROLES, Role, best, chance, repeated_tokens, role_scores
 
 __all__ = [
     "OTHER_MEMBER",
@@ -15,6 +15,7 @@ __all__ = [
     "OVScores",
     "Role",
     "best",
+    "chance",
     "direct_attribution",
     "logit_lens",
     "mean_patterns",

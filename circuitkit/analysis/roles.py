@@ -4,6 +4,8 @@ A role names, for some queries, the keys that a head of that role looks at. Its 
 query gives to its keys together, less what an even spread over all positions that the query can see would give them, averaged over the
 queries and then over the prompts. So 0 is a head that does not care, and 1 minus the even share is the most. Heads of a role are found
 by their score among all heads of the model; none is looked up.
+
+The control of a score is ``chance``: how often as many keys, taken at random, get as much of that head's attention.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitkit.analysis.attention import MeanPattern
@@ -69,10 +71,54 @@ def role_scores(patterns: Sequence[MeanPattern], role: Role) -> Table:
             counts.append(pattern.n)
     if not shares:
         raise PromptError(
-            f"The role {role.name} ({role.description}) needs positions that these prompts do not have. Use a task whose prompts label "
-            "their members S1, S2, ..., or labels of your own in task.path."
+            f"The role {role.name} ({role.description}) needs positions that these prompts do not have. Use a task whose prompts "
+            "repeat the words of a template and label their members S1, S2, ..., or labels of your own in task.path."
         )
     return torch.stack(shares).sum(0) / sum(counts)
+
+
+def chance(patterns: Sequence[MeanPattern], role: Role, head: Node, *, draws: int = 999, seed: int = 0) -> float:
+    """How often a head would score as much on as many keys taken at random: a permutation test (p-value) of its role.
+
+    Every query of the role gets as many keys as the role gives it, drawn among the positions that it can see. The first position is left
+    out where the role does, because heads that have nothing to do rest there (attention sinks). Groups share a draw, so that templates
+    of one shape are no independent evidence.
+
+    Args:
+        patterns: As for ``role_scores``.
+        role: The role.
+        head: The head.
+        draws: How many sets of keys to draw.
+        seed: Of the draws.
+
+    Returns:
+        The share of draws that score no less than the role itself, which counts as one of them.
+
+    Raises:
+        PromptError: The role has no cells in any group.
+    """
+    observed = role_scores(patterns, role)[head.layer, head.head].double()
+    reached = torch.zeros(draws, dtype=torch.double)
+    counted = 0
+    for pattern in patterns:
+        cells = role.cells(pattern)
+        queries = cells.any(-1)
+        if queries.any():
+            drawn = _drawn(cells[queries], torch.arange(1, pattern.n_pos + 1)[queries], draws, seed)
+            even = cells[queries].sum(-1) / torch.arange(1, pattern.n_pos + 1)[queries]
+            shares = (pattern.mean[head.layer, head.head, queries].double() * drawn).sum(-1) - even
+            reached += pattern.n * shares.mean(-1)
+            counted += pattern.n
+    return (1 + int((reached / counted >= observed - 1e-6).sum())) / (1 + draws)
+
+
+def _drawn(cells: Cells, seen: Int[Tensor, " query"], draws: int, seed: int) -> Bool[Tensor, "draw query key"]:
+    """As many keys for every query as it has, at random among the first positions, which it sees."""
+    n_queries, n_pos = cells.shape
+    allowed = torch.arange(n_pos) < seen[:, None]
+    allowed[:, 0] &= cells[:, 0]
+    order = torch.rand(draws, n_queries, n_pos, generator=torch.Generator().manual_seed(seed)).masked_fill(~allowed, 2.0)
+    return order.argsort(-1).argsort(-1) < cells.sum(-1, keepdim=True)
 
 
 def best(scores: Table, *, threshold: float = 0.1, top: int = 5) -> tuple[Node, ...]:
@@ -176,6 +222,12 @@ def _duplicate_token(pattern: MeanPattern) -> Cells:
     return pattern.repeats
 
 
+def _last_to_repeats(pattern: MeanPattern) -> Cells:
+    cells = _none(pattern)
+    cells[-1] = pattern.repeats[-1]
+    return cells
+
+
 def _induction(pattern: MeanPattern) -> Cells:
     return pattern.repeats.roll(1, -1).tril(-1)  # one key later; what rolls around is no earlier key
 
@@ -189,6 +241,7 @@ ROLES = (
     Role("previous_member", "a member looks at the member before it", _previous_member),
     Role("last_to_newest", "the last position looks at the newest member", _last_to_newest),
     Role("last_to_members", "the last position looks at all members", _last_to_members),
+    Role("last_to_repeats", "the last position looks at the earlier occurrences of its token in the text", _last_to_repeats),
     Role("duplicate_token", "a token looks at its earlier occurrence", _duplicate_token, control=True),
     Role("induction", "a token looks at the token after its earlier occurrence", _induction, control=True),
     Role("previous_token", "a token looks at the token before it", _previous_token, control=True),

@@ -17,7 +17,9 @@ from circuitkit.analysis import (
     OTHER_MEMBER,
     ROLES,
     MeanPattern,
+    Role,
     best,
+    chance,
     direct_attribution,
     logit_lens,
     mean_patterns,
@@ -116,8 +118,11 @@ def look(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any], ci
 
     with eager_attention(model):  # once for both
         patterns = mean_patterns(model, prompts)
-        roles = roles_of(model, prompts, patterns, settings, attempt)
-    heads = dict.fromkeys(head for role in roles.values() for head in role["found"]) if circuit is None else map(str, circuit.heads)
+        control = attempt("control", control_patterns, model, opening(model, prompts))
+    measured = roles_of(patterns, control, attempt)
+    roles = {name: role_body(role, scores, settings) for name, (role, _, scores) in measured.items()}
+    found = dict.fromkeys(head for role in roles.values() for head in role["found"])
+    heads = list(found) if circuit is None else [str(head) for head in circuit.heads]
     parts = {
         "ov": attempt("ov", ov, model, few(prompts, settings["ov_prompts"]), settings),
         "logit_lens": attempt("logit_lens", lens, model, prompts),
@@ -129,33 +134,43 @@ def look(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any], ci
         "groups": {pattern.group: {"tokens": list(pattern.tokens), "labels": dict(pattern.labels)} for pattern in patterns},
         "patterns": {head: kept(patterns[0], Node.parse(head)) for head in heads},
         "roles": roles,
+        "heads": {head: played(Node.parse(head), measured, settings["threshold"]) for head in heads},
         **{name: part for name, part in parts.items() if part is not None},
         "skipped": skipped,
     }
 
 
-def roles_of(
-    model: HookedModel,
-    prompts: PromptSet,
-    patterns: Sequence[MeanPattern],
-    settings: Mapping[str, Any],
-    attempt: Callable[..., Any],
-) -> dict[str, Any]:
-    """Scores of all heads for every role, and the heads that are found to play it."""
-    control = attempt("control", control_patterns, model, opening(model, prompts))
-    found = {}
+Measured = Mapping[str, tuple[Role, Sequence[MeanPattern], torch.Tensor]]
+"""By name: a role, the patterns that it was measured on, and the scores of all heads."""
+
+
+def roles_of(patterns: Sequence[MeanPattern], control: Sequence[MeanPattern] | None, attempt: Callable[..., Any]) -> Measured:
+    """Scores of all heads for every role that can be measured here."""
+    found: dict[str, tuple[Role, Sequence[MeanPattern], torch.Tensor]] = {}
     for role in (*ROLES, OTHER_MEMBER) if len(member_positions(patterns[0].labels)) > 1 else ROLES:
         on = control if role.control else patterns
         scores = None if on is None else attempt(f"role {role.name}", role_scores, on, role)
         if scores is not None:
-            chosen = best(scores, threshold=settings["threshold"], top=settings["top"])
-            where = "repeated random tokens" if role.control else "the task's prompts"
-            found[role.name] = {
-                "description": f"{role.description} (measured on {where})",
-                "scores": by_head(scores),
-                "found": [str(node) for node in chosen],
-            }
+            assert on is not None
+            found[role.name] = (role, on, scores)
     return found
+
+
+def role_body(role: Role, scores: torch.Tensor, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A role with the scores of all heads, and the heads that are found to play it best."""
+    where = "repeated random tokens" if role.control else "the task's prompts"
+    return {
+        "description": f"{role.description} (measured on {where})",
+        "scores": by_head(scores),
+        "found": [str(node) for node in best(scores, threshold=settings["threshold"], top=settings["top"])],
+    }
+
+
+def played(head: Node, measured: Measured, threshold: float) -> dict[str, dict[str, float]]:
+    """The roles that a head plays, its highest score first, each with its control: how often keys taken at random score as much."""
+    scored = {name: scores[head.layer, head.head].item() for name, (_, _, scores) in measured.items()}
+    played = sorted((name for name in scored if scored[name] >= threshold), key=lambda name: -scored[name])
+    return {name: {"score": scored[name], "chance": chance(measured[name][1], measured[name][0], head)} for name in played}
 
 
 def control_patterns(model: HookedModel, first: int | None) -> tuple[MeanPattern, ...]:
@@ -268,6 +283,9 @@ def show(body: Mapping[str, Any], circuit: Circuit | None) -> None:
         table.add_row("direct attribution", f"{named(nodes, largest(nodes, 8), '+.2f')} (sum {body['attribution']['total']:.2f} logits)")
     console = Console(highlight=False)
     console.print(table)
+    for head, roles in body["heads"].items() if circuit is not None else ():
+        said = ", ".join(f"{name.replace('_', ' ')} {each['score']:.2f} (chance {each['chance']:.3f})" for name, each in roles.items())
+        console.print(f"{head}: {said or 'no role above the threshold'}", soft_wrap=True)
     if circuit is not None:
         console.print("* member of the circuit")
     for part, reason in body["skipped"].items():

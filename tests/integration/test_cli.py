@@ -12,6 +12,7 @@ import time
 
 import pytest
 import yaml
+from commands_for_tests import circuitkit, fresh, last_line, started
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
@@ -20,20 +21,11 @@ from circuitkit.storage import load
 SMALL = ["task.n=4", "method.max_sweeps=1", "logger=jsonl"]  # a whole run, as short as it gets
 
 
-def circuitkit(*args, cwd, **env):
-    command = [sys.executable, "-m", "circuitkit.cli", *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env}, timeout=600)
-
-
-def last_line(text):
-    return text.strip().splitlines()[-1]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder in which the main job ran once, in ``runs/a``."""
     folder = tmp_path_factory.mktemp("finished")
-    done = circuitkit("dir=runs/a", *SMALL, cwd=folder)
+    done = fresh("dir=runs/a", *SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -143,7 +135,7 @@ def test_debug_keeps_the_traceback(tmp_path):
 def test_a_finished_folder_is_left_alone(finished):
     folder, _ = finished
     before = {name: (folder / "runs/a" / name).read_bytes() for name in ("circuit.json", "metrics.jsonl", "scores.parquet", "config.yaml")}
-    done = circuitkit("dir=runs/a", *SMALL, cwd=folder)
+    done = fresh("dir=runs/a", *SMALL, cwd=folder)
     assert done.returncode == 2
     assert "holds 'months-tiny_gpt2-iterative_pruning'" in last_line(done.stderr)
     assert "overwrite=true" in last_line(done.stderr)
@@ -216,18 +208,17 @@ def test_a_sweep_is_one_group_of_wandb(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_says_so(stop, code, tmp_path):
-    command = [sys.executable, "-m", "circuitkit.cli", "logger=jsonl", "engine=reference", "task.n=64", "dir=here"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = started("logger=jsonl", "engine=reference", "task.n=64", "dir=here", cwd=tmp_path)
     metrics = tmp_path / "here/metrics.jsonl"
     deadline = time.monotonic() + 300
     while not (metrics.exists() and "step/score" in metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, "it ended or hung before it was stopped"
         time.sleep(0.05)
     process.send_signal(stop)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == code
-    assert last_line(errors).startswith("Stopped before the end.")
-    assert "Traceback" not in errors
+    done = process.finished(timeout=120)
+    assert done.returncode == code
+    assert last_line(done.stderr).startswith("Stopped before the end.")
+    assert "Traceback" not in done.stderr
     assert json.loads((tmp_path / "here/status.json").read_text())["status"] == "interrupted"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
 
 import pytest
 import yaml
+from commands_for_tests import circuitkit, last_line
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
@@ -26,19 +26,10 @@ LISTS = {
 }
 
 
-def circuitkit(*args, cwd):
-    command = [sys.executable, "-m", "circuitkit.cli", *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=dict(os.environ), timeout=600)
-
-
 def free_port():
     with socket.socket() as door:
         door.bind(("", 0))
         return str(door.getsockname()[1])
-
-
-def last_line(text):
-    return text.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

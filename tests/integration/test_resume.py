@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from commands_for_tests import circuitkit, last_line, started
 from pyarrow import parquet
-from test_cli import circuitkit, last_line
 
 from circuitkit.storage.journal import JOURNAL, read
 
@@ -23,13 +21,14 @@ AGAIN = "logger.wandb.folder=wb"  # neither in the run folder nor in runs, so th
 
 def killed(*args: str, run: Path, at: int, how: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
     """Starts the command line and stops it when the journal holds so many decisions. Returns how it ended and what it said."""
-    process = subprocess.Popen([sys.executable, "-m", "circuitkit.cli", *args], cwd=run.parent, stderr=subprocess.PIPE, text=True)
+    process = started(*args, cwd=run.parent)
     deadline = time.monotonic() + 300
     while (read(run / JOURNAL) is None) or len(read(run / JOURNAL).steps) < at:
         assert process.poll() is None and time.monotonic() < deadline, "it ended or hung before it was stopped"
         time.sleep(0.002)
     process.send_signal(how)
-    return process.wait(120), process.stderr.read()
+    done = process.finished(timeout=120)
+    return done.returncode, done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """The job that looks at every part, as a user types it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from commands_for_tests import circuitkit
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
@@ -13,11 +11,6 @@ from circuitkit.core.node import Node
 from circuitkit.storage import load, save
 
 pytestmark = pytest.mark.slow
-
-
-def circuitkit(*args, cwd):
-    command = [sys.executable, "-m", "circuitkit.cli", *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ, timeout=600)
 
 
 def test_it_writes_a_finding_and_marks_the_circuit(tmp_path):

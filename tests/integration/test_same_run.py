@@ -1,12 +1,10 @@
 """A sweep skips a job just where the very same run has finished: three ways in which it was wrong, and what else makes another run."""
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
+from commands_for_tests import circuitkit
 
 SHORT = ["task=months", "task.n=4", "logger=jsonl", "allow_targets=[ck_mine]", "finished_in=finished"]
 
@@ -57,9 +55,8 @@ def mine(tmp_path):
 
 def sweep(folder, name, *args, fails=False):
     """The status of each job, and what was said."""
-    command = [sys.executable, "-m", "circuitkit.cli", "-m", "--config-dir", "conf", *SHORT, *args, f"dir={name}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(folder), "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env, timeout=300)
+    env = {"HOME": str(folder), "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = circuitkit("-m", "--config-dir", "conf", *SHORT, *args, f"dir={name}", cwd=folder, **env)
     assert (done.returncode == 2) == fails, done.stderr
     jobs = sorted((json.loads(path.read_text()) for path in folder.glob(f"{name}/*/job.json")), key=lambda job: job["number"])
     return [job["status"] for job in jobs], done.stderr

@@ -8,14 +8,9 @@ import sys
 
 import pytest
 import yaml
+from commands_for_tests import circuitkit, fresh
 
 SHORT = ["task=months", "task.n=4", "method.max_sweeps=1", "logger=jsonl", "dir=sweep"]
-
-
-def circuitkit(*args, cwd, **env):
-    here = {"OMP_NUM_THREADS": "1", "HOME": str(cwd), **env}  # Ray keeps a token of its own in the home folder
-    command = [sys.executable, "-m", "circuitkit.cli", *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **here}, timeout=300)
 
 
 def jobs_of(folder):
@@ -78,7 +73,8 @@ def test_a_job_that_has_finished_is_skipped(basic):
 def test_launchers(launcher, basic, tmp_path):
     """One of two jobs fails, alone, in another process; the other finds what it finds in this one."""
     options = {"joblib": ["hydra.launcher.n_jobs=2"], "ray": ["+hydra.launcher.ray.init.include_dashboard=false"]}.get(launcher, [])
-    done = circuitkit("-m", f"hydra/launcher={launcher}", *options, *SHORT, "method.threshold=1.5,0.8", cwd=tmp_path)
+    home = {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}  # Ray keeps a token of its own in the home folder
+    done = fresh("-m", f"hydra/launcher={launcher}", *options, *SHORT, "method.threshold=1.5,0.8", cwd=tmp_path, **home)
     assert done.returncode == 2, done.stderr
     # Not always the last line: Ray passes on what its workers say when it gets to it.
     (told,) = (line for line in done.stderr.splitlines() if line.startswith("1 of the sweep's jobs failed, the others are done."))

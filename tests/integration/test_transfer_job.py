@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import yaml
+from commands_for_tests import circuitkit
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
@@ -15,9 +12,8 @@ from circuitkit.core.node import Node
 from circuitkit.storage import load, save
 
 
-def circuitkit(*args, cwd):
-    command = [sys.executable, "-m", "circuitkit.cli", "job=transfer", "logger=jsonl", *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
+def transfer(*args, cwd):
+    return circuitkit("job=transfer", "logger=jsonl", *args, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_it_leaves_a_finding_and_prints_the_table(folder):
-    done = circuitkit(
+    done = transfer(
         "sets={first: a.json, second: b.json}", "question=[addition_1_digit,numerals_plus_100,date_problem]", "n=12", "draws=2",
         "+question.mine={_target_: circuitkit.tasks.Intervals, step: 5, start: 5}", "dir=out", cwd=folder,
     )  # fmt: skip
@@ -59,7 +55,7 @@ def test_it_leaves_a_finding_and_prints_the_table(folder):
 
 @pytest.mark.slow
 def test_sets_that_share_nothing_are_still_measured(folder):
-    done = circuitkit("sets={first: a.json, third: c.json}", "question=[addition_1_digit]", "n=3", "draws=0", "dir=nothing", cwd=folder)
+    done = transfer("sets={first: a.json, third: c.json}", "question=[addition_1_digit]", "n=3", "draws=0", "dir=nothing", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "The sets first, third share no component, so their intersection is left out." in done.stdout + done.stderr
     body = load(Finding, folder / "nothing" / "transfer.json").body
@@ -79,7 +75,7 @@ def test_sets_that_share_nothing_are_still_measured(folder):
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(folder, settings, sentence):
-    done = circuitkit(*settings, "dir=bad", "overwrite=true", cwd=folder)
+    done = transfer(*settings, "dir=bad", "overwrite=true", cwd=folder)
     assert done.returncode in (1, 2), done.stderr
     assert sentence in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands_for_tests import circuitkit
 from safetensors.torch import save_file
 
 from circuitkit.core.circuit import Circuit
@@ -23,11 +21,6 @@ UNITS = {
     "feature": ["units=features", "units.dictionaries={r1: sae}", "method.max_sweeps=1", "method.threshold=0.3"],
 }
 MEASURE = {"attention": [], "neuron": UNITS["neuron"][:2], "feature": UNITS["feature"][:2]}
-
-
-def circuitkit(*args, cwd):
-    command = [sys.executable, "-m", "circuitkit.cli", *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=dict(os.environ), timeout=600)
 
 
 @pytest.fixture(scope="module")

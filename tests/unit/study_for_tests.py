@@ -143,6 +143,7 @@ def roles(model: str, circuit: Circuit, drawing: random.Random, evil: str = "") 
         "patterns": {head: {"group": f"names{evil}", "mean": attention_of(len(tokens), drawing)} for head in heads[:5]},
         "roles": {"successor": {"description": f"attends to the newest member{evil}", "scores": {heads[-1]: 0.61}, "found": [heads[-1]]},
                   "duplicate token": {"description": "attends to the same token", "scores": {}, "found": []}},
+        "heads": {heads[-1]: {"successor": {"score": 0.61, "chance": 0.004}}, heads[0]: {}},
         "ov": {"k": 5, "definition": "Members are read after block 0.", **ov, "mean_copy": 5.73, "mean_next": 3.29},
         "logit_lens": {"sites": sites, "answer_top1": answer, "wrong_top1": [0.9 * (1 - each) for each in answer],
                        "answer_logit": [place / 2 + 4 * each for place, each in enumerate(answer)],

@@ -7,9 +7,10 @@ import torch
 from models_for_tests import FAMILIES, shared_model, tiny_model, tiny_prompts
 from planted_roles import DUPLICATE, MOVER, NEXT, PREVIOUS, member_prompts, planted_roles
 
-from circuitkit.analysis import OTHER_MEMBER, ROLES, MeanPattern, best, mean_patterns, repeated_tokens, role_scores
+from circuitkit.analysis import OTHER_MEMBER, ROLES, MeanPattern, best, chance, mean_patterns, repeated_tokens, role_scores
 from circuitkit.analysis import attention as attention_module
 from circuitkit.core.errors import MeasurementError, PromptError
+from circuitkit.core.node import Node
 from circuitkit.models.attention import attention_patterns
 
 BY_NAME = {role.name: role for role in (*ROLES, OTHER_MEMBER)}
@@ -32,6 +33,7 @@ def by_hand(labels, repeats=(), rows=ROWS, n=1):
         ("previous_member", ((0.6 - 1 / 2) + (0.7 - 1 / 3)) / 2),
         ("last_to_newest", 0.5 - 1 / 4),
         ("last_to_members", 0.9 - 3 / 4),
+        ("last_to_repeats", 0.1 - 1 / 4),  # 3 -> 1
         ("duplicate_token", ((0.1 - 1 / 3) + (0.1 - 1 / 4)) / 2),  # 2 -> 0, 3 -> 1
         ("induction", ((0.7 - 1 / 3) + (0.5 - 1 / 4)) / 2),  # 2 -> 1, 3 -> 2
         ("previous_token", ((0.6 - 1 / 2) + (0.7 - 1 / 3) + (0.5 - 1 / 4)) / 3),
@@ -104,8 +106,42 @@ def test_roles_are_found_on_the_planted_heads_and_no_others():
         "induction": set(),
         "previous_token": set(),
     }
-    found = {role.name: {str(node) for node in best(role_scores(control if role.control else patterns, role))} for role in ROLES}
+    there = [role for role in ROLES if role.name != "last_to_repeats"]
+    found = {role.name: {str(node) for node in best(role_scores(control if role.control else patterns, role))} for role in there}
     assert found == expected
+    with pytest.raises(PromptError, match="last_to_repeats.*repeat the words of a template"):
+        role_scores(patterns, BY_NAME["last_to_repeats"])
+
+
+# Chance
+
+
+def test_chance_by_hand():
+    """The last query sees four keys. The first does not count, so the newest member at 2 is one of three, and the best of them."""
+    newest = BY_NAME["last_to_newest"]
+    low, middle, high = (by_hand({"S1": key, "last": 3}) for key in (3, 1, 2))
+    head = Node.of_head(0, 0)
+    assert chance([high], newest, head) == pytest.approx(1 / 3, abs=0.05)
+    assert chance([middle], newest, head) == chance([low], newest, head) == 1.0, "0.1 each: all three draws reach it"
+    first = by_hand({"S1": 0, "last": 3})
+    assert chance([first], newest, head) == pytest.approx(1 / 2, abs=0.05), "where the role counts the first, so do the draws"
+
+
+def test_chance_takes_as_many_keys_for_every_query():
+    """Members at 0, 1, 2: query 1 has its one key, query 2 both; there is nothing else to draw, but itself."""
+    pattern = by_hand({"S1": 0, "S2": 1, "S3": 2})
+    # Query 1 draws 0 or 1 (0.6 or 0.4), query 2 two of 0, 1, 2 (0.8, 0.3 or 0.9): the mean reaches (0.6 + 0.8) / 2 in 2 of 6.
+    assert chance([pattern], BY_NAME["similar_member"], Node.of_head(0, 0)) == pytest.approx(2 / 6, abs=0.05)
+
+
+def test_chance_of_the_planted_head_is_small_and_of_an_even_one_certain():
+    patterns = mean_patterns(planted_roles(), member_prompts())
+    role = BY_NAME["previous_member"]
+    assert chance(patterns, role, Node.parse(PREVIOUS)) < 0.01
+    assert chance(patterns, role, Node.parse("a1.h1")) == 1.0, "all draws are as good"
+    assert chance(patterns, role, Node.parse(PREVIOUS)) == chance(patterns, role, Node.parse(PREVIOUS)), "the draws have a seed"
+    with pytest.raises(PromptError, match="last_to_repeats"):
+        chance(patterns, BY_NAME["last_to_repeats"], Node.parse(PREVIOUS))
 
 
 def test_best_takes_threshold_and_number():

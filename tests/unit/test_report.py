@@ -189,6 +189,7 @@ def test_edges_are_drawn_with_what_they_cost():
 def test_roles_are_drawn_as_they_were_measured():
     body = roles("toy", CIRCUIT, random.Random(0))
     blocks = FINDINGS["roles"][1]("toy", body)
+    assert sorted(blocks[1].rows) == [("a0.h1", "none"), ("a1.h0", "successor (0.61; 0.004)")] and "random keys" in blocks[1].header[1]
     first, second = named(blocks, "attention").figure.data
     mean = body["patterns"]["a0.h1"]["mean"]
     assert first.z[5][3] == mean[5][3] and first.z[3][5] is None, "no token attends to a later one"

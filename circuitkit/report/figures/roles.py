@@ -20,6 +20,8 @@ def roles(label: str, body: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = []
     if body.get("roles"):
         blocks.append(role_table(body["roles"]))
+    if body.get("heads"):
+        blocks.append(head_table(body["heads"]))
     if body.get("patterns"):
         blocks += attention(label, body)
     if body.get("logit_lens"):
@@ -39,6 +41,16 @@ def role_table(found: Mapping[str, Any]) -> Table:
         best = ", ".join(f"{head} ({shown(scores.get(head), digits=2)})" for head in each["found"][:8])
         rows.append((str(role), str(each["description"]), best or "none"))
     return Table(("role", "what such a head does", "heads, best first (score)"), tuple(rows), "Roles of heads, by their attention.")
+
+
+def head_table(found: Mapping[str, Any]) -> Table:
+    """The roles of each head, with their control."""
+    rows = []
+    for head, roles in found.items():
+        values = {role: (number(each["score"]), number(each["chance"])) for role, each in roles.items()}
+        said = (f"{role} ({shown(score, digits=2)}; {shown(chance, digits=3)})" for role, (score, chance) in values.items())
+        rows.append((str(head), ", ".join(said) or "none"))
+    return Table(("head", "roles, best first (score; share of random keys that score as much)"), tuple(rows), "Roles of each head.")
 
 
 def attention(label: str, body: Mapping[str, Any]) -> list[Drawing]:
