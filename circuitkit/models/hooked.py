@@ -292,7 +292,7 @@ class HookedModel:
                 tracer.stop()
         return logits
 
-    def project(self, layer: int, z: Heads) -> Resid:
+    def project(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
         """What heads' outputs add to the residual stream together, bias included: the output projection, outside of a pass."""
         path = f"{self.architecture.blocks}.{layer}.{self.architecture.out_proj}"
         with torch.no_grad():

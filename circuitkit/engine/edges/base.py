@@ -18,7 +18,7 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError, ConfigError, ModelError, unknown_choice
 from circuitkit.core.node import Edge, Level
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits
+from circuitkit.core.shapes import CleanLogits
 from circuitkit.core.universe import EdgeUniverse
 from circuitkit.engine.base import WHOLE, Baseline, Engine, Share
 from circuitkit.engine.nodes import NodeEngine
@@ -115,7 +115,7 @@ class EdgeEngine(Engine):
     def baseline(self) -> Baseline:
         return self.engine.baseline()
 
-    def clean_logits(self) -> Logits:
+    def clean_logits(self) -> CleanLogits:
         return self.engine.known_clean
 
     def on(self, prompts: PromptSet) -> Engine:

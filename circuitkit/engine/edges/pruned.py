@@ -35,7 +35,7 @@ class PrunedEdges:
         n_layers = self._passes.model.n_layers
         return min((n_layers if dst == LOGITS else dst.layer for dst in receivers), default=n_layers + 1)
 
-    def logits(self, start: int, masks: Bool[Tensor, "mask edge"], rows: slice) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, start: int, masks: Bool[Tensor, "mask edge"], rows: slice) -> Float[Tensor, "row *step d_vocab"]:
         """Logits of masks none of which removes an edge into a layer before ``start``."""
         clean, sources = self._passes.states(rows)
         model, n_masks = self._passes.model, len(masks)
