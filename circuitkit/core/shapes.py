@@ -8,7 +8,10 @@ from torch import Tensor
 Logits = Float[Tensor, "*mask prompt d_vocab"]
 """Next-token logits at the last position, float32."""
 
-CleanLogits = Float[Tensor, "prompt d_vocab"]
+StepLogits = Float[Tensor, "mask prompt *step d_vocab"]
+"""What engines give: the same for each mask, with an axis of steps where answers have several tokens."""
+
+CleanLogits = Float[Tensor, "prompt *step d_vocab"]
 """Those of the untouched model, which no mask leads."""
 
 Values = Float[Tensor, "*mask prompt"]

@@ -17,7 +17,7 @@ from circuitkit.core.errors import MeasurementError
 from circuitkit.core.node import Unit
 from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import CleanLogits, Logits, Masks, Values
+from circuitkit.core.shapes import CleanLogits, Masks, StepLogits, Values
 from circuitkit.core.universe import Universe
 from circuitkit.metrics.base import Floor, Metric
 from circuitkit.models.hooked import HookedModel
@@ -267,7 +267,7 @@ class Engine(Part):
         """``clean_logits``, computed once."""
         return self.clean_logits()
 
-    def measure(self, logits: Logits, rows: slice) -> Values:
+    def measure(self, logits: StepLogits, rows: slice) -> Values:
         """The metric on logits of some prompts."""
         prompts = self.prompts.take(range(rows.start, rows.stop))
         clean = self.known_clean[rows].to(logits.device)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.core.shapes import Masks, StepLogits, Values
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Baseline
 from circuitkit.engine.featurizing import Featurizers
@@ -86,7 +86,7 @@ class DryEngine(PackedEngine):
     def check(self) -> None:
         """Nothing to compare: there are no weights."""
 
-    def measure(self, logits: Logits, rows: slice) -> Values:
+    def measure(self, logits: StepLogits, rows: slice) -> Values:
         axes = logits.shape[:-1] if self.prompts.n_scored == 1 else logits.shape[:-2]
         return torch.full(axes, self.assume / 100)
 

@@ -25,7 +25,7 @@ from circuitkit.core.describe import identity
 from circuitkit.core.errors import FailedElsewhere, MeasurementError
 from circuitkit.core.node import Unit
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.core.shapes import CleanLogits, Masks, Values
 from circuitkit.engine.base import WHOLE, Baseline, Engine, Share
 from circuitkit.engine.dense.gradients import Gradients
 from circuitkit.engine.edges.base import EdgeEngine
@@ -128,7 +128,7 @@ class DistributedEngine(Engine):
     def margin(self) -> float:
         return self._engine.margin
 
-    def clean_logits(self) -> Logits:
+    def clean_logits(self) -> CleanLogits:
         return self._engine.clean_logits()
 
     def baseline(self) -> Baseline:

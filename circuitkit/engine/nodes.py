@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.core.shapes import Masks, StepLogits, Values
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.engine.featurizing import Featurizers, featurizers_for
@@ -57,7 +57,7 @@ class NodeEngine(Engine):
         return type(self)(self.model, prompts, self.patcher, self.metric, self.universe, **self.placed)
 
     @abstractmethod
-    def passes(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:
+    def passes(self, masks: Masks, base: Bool[Tensor, " unit"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, StepLogits]]:
         """Runs the masks, part by part.
 
         Args:
@@ -69,7 +69,7 @@ class NodeEngine(Engine):
             their steps before that of the vocabulary.
         """
 
-    def all_logits(self, masks: Masks) -> Logits:
+    def all_logits(self, masks: Masks) -> StepLogits:
         """Logits of every mask and prompt at once. Large: masks x prompts x vocabulary."""
         steps = () if self.prompts.n_scored == 1 else (self.prompts.n_scored,)
         logits = torch.empty(len(masks), len(self.prompts), *steps, self.model.d_vocab)

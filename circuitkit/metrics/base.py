@@ -6,10 +6,13 @@ from abc import abstractmethod
 from enum import Enum
 from typing import Literal
 
+from jaxtyping import Float
+from torch import Tensor
+
 from circuitkit.core.errors import ConfigError, MeasurementError, unknown_choice
 from circuitkit.core.part import Part
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import CleanLogits, Logits, Values
+from circuitkit.core.shapes import CleanLogits, Values
 
 
 class Floor(str, Enum):
@@ -76,11 +79,11 @@ class Metric(Part):
         self.zero = zero
 
     @abstractmethod
-    def score(self, logits: Logits, prompts: PromptSet, *, clean_logits: CleanLogits | None = None) -> Values:
+    def score(self, logits: Float[Tensor, "*axes d_vocab"], prompts: PromptSet, *, clean_logits: CleanLogits | None = None) -> Values:
         """The metric for each prompt, with any number of leading mask axes.
 
         Args:
-            logits: Logits at the last position under the intervention, float32.
+            logits: Logits under the intervention, float32: ``Logits`` at the last position, or ``StepLogits`` where it ``reads_steps``.
             prompts: The prompts, for their answers.
             clean_logits: Logits of the untouched model, for metrics that compare with them.
         """

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitkit.core.shapes import CleanLogits, Logits, Values
+from circuitkit.core.shapes import Logits, Values
 from circuitkit.core.token_sets import TokenSets
 
 
@@ -64,7 +64,7 @@ def continuation_log_prob(logits: Float[Tensor, "*mask prompt step d_vocab"], ta
     return total / steps.sum(-1) if mean else total
 
 
-def kl_divergence(logits: Logits, clean_logits: CleanLogits) -> Values:
+def kl_divergence(logits: Logits, clean_logits: Float[Tensor, "prompt d_vocab"]) -> Values:
     """KL(clean || patched) of the next-token distributions, nats."""
     clean = log_probs(clean_logits)
     return (clean.exp() * (clean - log_probs(logits))).sum(-1)

@@ -79,7 +79,7 @@ def stream(model: HookedModel, ids: Int[Tensor, "row pos"], **inputs: Any) -> No
 def before(module: nn.Module, edit: Edit) -> Iterator[None]:
     """Within this context a module's input goes through a function."""
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (edit(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}

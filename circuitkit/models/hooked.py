@@ -300,7 +300,7 @@ class HookedModel:
                 tracer.stop()
         return logits
 
-    def project(self, layer: int, z: Heads) -> Resid:
+    def project(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
         """The output projection, outside of a pass: what heads' outputs give together, bias included."""
         path = f"{self.architecture.blocks}.{layer}.{self.architecture.out_proj}"
         with torch.no_grad():

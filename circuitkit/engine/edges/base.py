@@ -19,7 +19,7 @@ from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError, ConfigError, unknown_choice
 from circuitkit.core.node import Edge, Level
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits
+from circuitkit.core.shapes import CleanLogits
 from circuitkit.engine.base import WHOLE, Baseline, Engine, Share
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.patchers.base import Patcher
@@ -113,7 +113,7 @@ class EdgeEngine(Engine):
     def baseline(self) -> Baseline:
         return self.engine.baseline()
 
-    def clean_logits(self) -> Logits:
+    def clean_logits(self) -> CleanLogits:
         return self.engine.known_clean
 
     def on(self, prompts: PromptSet) -> Engine:

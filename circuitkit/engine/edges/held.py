@@ -90,7 +90,7 @@ class EdgePasses:
     def senders(self, layer: int, kind: Kind) -> list[Node]:
         return [node for node in self.universe.nodes if node.layer == layer and node.kind is kind]
 
-    def logits(self, resid: Resid, rows: slice, layer: int, z: Heads | None = None) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, resid: Resid, rows: slice, layer: int, z: Heads | None = None) -> Float[Tensor, "row *step d_vocab"]:
         n_layers = self.model.n_layers
         if layer < n_layers:
             self._engine.work.add(len(resid), n_layers - layer, resid.shape[1], corrupt=False)
@@ -100,7 +100,7 @@ class EdgePasses:
         """The positions that are scored, which are all that the logits there depend on behind the last layer."""
         return resid[:, -self._engine.prompts.n_scored :]
 
-    def measured(self, logits: Float[Tensor, "row d_vocab"], rows: slice) -> Values:
+    def measured(self, logits: Float[Tensor, "row *step d_vocab"], rows: slice) -> Values:
         return self._engine.measure(logits.unflatten(0, (-1, rows.stop - rows.start)), rows)
 
     def copies(self, rows: slice) -> int:

@@ -91,7 +91,7 @@ class CircuitLayers:
         found.final = resid
         return found
 
-    def logits(self, layer: int, resid: Resid, rows: slice, z: Heads | None = None) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, layer: int, resid: Resid, rows: slice, z: Heads | None = None) -> Float[Tensor, "row *step d_vocab"]:
         """Logits at the last position, float32, when ``resid`` enters a layer.
 
         Args:

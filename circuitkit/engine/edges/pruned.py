@@ -43,7 +43,7 @@ class PrunedEdges:
         layers = self._layers[self._passes.universe.dst[first].long()]
         return torch.where(masks.all(-1), self._passes.model.n_layers + 1, layers)
 
-    def logits(self, start: int, masks: Bool[Tensor, "mask edge"], rows: slice) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, start: int, masks: Bool[Tensor, "mask edge"], rows: slice) -> Float[Tensor, "row *step d_vocab"]:
         """Logits of masks none of which removes an edge into a layer before ``start``."""
         clean, sources = self._passes.states(rows)
         model, n_masks = self._passes.model, len(masks)

@@ -30,10 +30,10 @@ def changed(model: HookedModel, place: Place, change: Change) -> Iterator[None]:
     """Within this context what passes a place is what ``change`` makes of it."""
     site, layer = place
 
-    def at_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def at_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return change(args[0], None), *args[1:]
 
-    def at_output(module: nn.Module, args: tuple[Tensor, ...], out: Any) -> Any:
+    def at_output(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
         if isinstance(out, tuple):  # an attention gives its pattern too
             return change(out[0], None), *out[1:]
         return change(out, args[0] if args else None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.node import INPUT, PORTS, Edge, Kind, Node
-from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.core.shapes import CleanLogits, Masks, Values
 from circuitkit.engine.base import WHOLE, Share
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
@@ -40,7 +40,7 @@ class Seen:
     z: dict[int, Tensor] = field(default_factory=dict)
     mlp: dict[int, Tensor] = field(default_factory=dict)
     read: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    logits: Logits | None = None
+    logits: CleanLogits | None = None
 
 
 @dataclass
@@ -275,7 +275,7 @@ def _place(node: Node) -> tuple[str, int]:
 def _before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within this context a module is given a changed input."""
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (change(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}

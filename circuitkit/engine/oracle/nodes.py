@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Masks, TokenIds
+from circuitkit.core.shapes import CleanLogits, Masks, StepLogits, TokenIds
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.featurizing import Featurizers, Place
 from circuitkit.engine.nodes import NodeEngine
@@ -55,7 +55,7 @@ class ReferenceEngine(NodeEngine):
         self._encoded: dict[Place, coordinates.Encoded] = {}
         self._plain = self._sources(removed_heads=()) if self.patcher.needs.source != "none" else {}
 
-    def passes(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:
+    def passes(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, StepLogits]]:
         for index, mask in enumerate(masks):
             removed = [node for node, kept in zip(self.universe.nodes, mask.tolist(), strict=True) if not kept]
             sources = self._sources_for(removed)
@@ -72,10 +72,10 @@ class ReferenceEngine(NodeEngine):
 
         return ReferenceEdges(self, circuit, **options)
 
-    def clean_logits(self) -> Logits:
+    def clean_logits(self) -> CleanLogits:
         return torch.cat([self.forward(self.unpadded(self.prompts.clean, rows)) for rows in self.slices()])
 
-    def forward(self, ids: Tensor) -> Logits:
+    def forward(self, ids: Tensor) -> CleanLogits:
         """Logits of the model with the hooks that it has now, at the last position, float32; nnsight has no part in it.
 
         ``ids`` have no padding.

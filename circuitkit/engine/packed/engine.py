@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Masks, Values
+from circuitkit.core.shapes import CleanLogits, Logits, Masks, StepLogits, Values
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.featurizing import Featurizers
 from circuitkit.engine.nodes import NodeEngine
@@ -134,7 +134,7 @@ class PackedEngine(NodeEngine):
         used = self._sliced is not None and (not self.holds_keys_values or self.patcher.needs.conditional)
         return self._sliced.most_bytes if self._sliced is not None and used else 0
 
-    def passes(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, Logits]]:
+    def passes(self, masks: Masks, base: Bool[Tensor, " node"] | None = None) -> Iterator[tuple[Int[Tensor, " some"], slice, StepLogits]]:
         for part, logits in self._clean_lane.run(masks, self._replacements_for, base):
             assert logits is not None
             yield part.masks, part.rows, logits.unflatten(0, (len(part.masks), -1))
@@ -156,7 +156,7 @@ class PackedEngine(NodeEngine):
         """Whether replaced modules are left uncomputed."""
         return self._skip
 
-    def clean_logits(self) -> Logits:
+    def clean_logits(self) -> CleanLogits:
         return torch.cat(self._clean_lane.extend(self.universe.full(), self.model.n_layers, self._replacements_for))
 
     def _lane(self, *, corrupt: bool = False) -> Lane:

@@ -150,7 +150,7 @@ class Edits:
         keep = self._spread(units[:, some]).permute(0, 2, 3, 1)
         return Removed(there.slots[some], keep, self._spread(error[:, None])[:, 0])
 
-    def _spread(self, units: Bool[Tensor, "mask unit span"]) -> Bool[Tensor, "mask unit prompt pos"]:
+    def _spread(self, units: Bool[Tensor, "mask unit span"]) -> Bool[Tensor, "#mask unit prompt pos"]:
         if self._by_row:
             return units.transpose(0, 1)[None]
         if self._span_at is None:

@@ -194,7 +194,8 @@ class PackedPass:
     ) -> Float[Tensor, "row pos some d_head"]:
         """Heads' outputs with those replaced that are not kept: of all heads, or of some."""
         z = z.unflatten(0, (len(keep), self._n_prompts))
-        values = self._replacements.heads(index, z, self._rows)[..., self._cut :, :, :].to(z.device)
+        whole = z if some is None else None  # some alone are only computed where the patcher does not read them
+        values = self._replacements.heads(index, whole, self._rows)[..., self._cut :, :, :].to(z.device)
         values = values if some is None else taken(values, some)
         return torch.where(keep.unsqueeze(-1).to(z.device), z, values).flatten(0, 1)
 

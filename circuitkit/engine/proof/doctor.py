@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import Logits, Masks
+from circuitkit.core.shapes import Masks, StepLogits
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
@@ -60,11 +60,11 @@ class Patient:
     metric: Metric
     engine: Callable[..., NodeEngine] = PackedEngine
 
-    def logits(self, masks: Masks, patcher: Patcher, universe: NodeUniverse | None = None, **options: Any) -> Logits:
+    def logits(self, masks: Masks, patcher: Patcher, universe: NodeUniverse | None = None, **options: Any) -> StepLogits:
         """Logits of every mask and prompt, by the engine."""
         return self.engine(self.model, self.prompts, patcher, self.metric, universe, **options).all_logits(masks)
 
-    def expected(self, masks: Masks, patcher: Patcher, universe: NodeUniverse | None = None) -> Logits:
+    def expected(self, masks: Masks, patcher: Patcher, universe: NodeUniverse | None = None) -> StepLogits:
         """The same by the naive path."""
         return ReferenceEngine(self.model, self.prompts, patcher, self.metric, universe).all_logits(masks)
 
@@ -186,7 +186,7 @@ def _compared(
     return Check.of(name, what, largest(differences.values()), tolerance(patient.model), detail)
 
 
-def _largest_difference(found: Logits, expected: Logits) -> float:
+def _largest_difference(found: StepLogits, expected: StepLogits) -> float:
     """Mask by mask, because the spread of logits differs a lot between masks."""
     return largest(relative(one, other) for one, other in zip(found, expected.to(found.device), strict=True))
 

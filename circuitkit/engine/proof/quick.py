@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.node import Kind
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import CleanLogits, Logits, Masks
+from circuitkit.core.shapes import CleanLogits, Masks, StepLogits
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.base import Engine
 from circuitkit.engine.nodes import NodeEngine
@@ -95,7 +95,7 @@ def _masks(universe: NodeUniverse) -> Masks:
     return torch.stack([universe.empty(), is_mlp, ~is_mlp, half, midway, late])
 
 
-def _check_effect(engine: NodeEngine, expected: Logits, clean: CleanLogits) -> None:
+def _check_effect(engine: NodeEngine, expected: StepLogits, clean: CleanLogits) -> None:
     """A patch that changes nothing is an error, and not a null result. Rows of ``expected`` are those of ``_masks``."""
     patcher = type(engine.patcher).__name__
     if torch.equal(expected[0], clean):
@@ -108,7 +108,7 @@ def _check_effect(engine: NodeEngine, expected: Logits, clean: CleanLogits) -> N
             _log.warning("Replacing all %s with %s changed nothing: a search will remove them without cost.", name, patcher)
 
 
-def _difference(engine: NodeEngine, prompts: PromptSet, masks: Masks, expected: Logits, clean: CleanLogits) -> float:
+def _difference(engine: NodeEngine, prompts: PromptSet, masks: Masks, expected: StepLogits, clean: CleanLogits) -> float:
     """The largest difference between engine and naive path: masks at once, then each from states that are held for the full model."""
     small: NodeEngine = engine.on(prompts)
     pairs: list[tuple[Tensor, Tensor]] = [(small.clean_logits().cpu(), clean)]
