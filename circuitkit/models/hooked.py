@@ -9,7 +9,7 @@ MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_act``, ``mlp_out``; or ``skip_mlp``), ``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -171,12 +171,20 @@ class HookedModel:
         architecture: Where things are.
         revision: Of the weights, where known.
         folder: Where the weights came from, where known.
+        origin: What else made it, for provenance: code of its own, an adapter, a quantisation.
         n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab: Its shape.
         universe: Its heads and MLPs.
     """
 
     def __init__(
-        self, name: str, hf: PreTrainedModel, tokenizer: Any = None, *, revision: str | None = None, folder: Path | None = None
+        self,
+        name: str,
+        hf: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        revision: str | None = None,
+        folder: Path | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         config: Any = hf.config.get_text_config()
         self.name = name
@@ -184,6 +192,7 @@ class HookedModel:
         self.tokenizer = tokenizer
         self.revision = revision
         self.folder = folder
+        self.origin = dict(origin or {})
         self.architecture = architecture_of(config)
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
