@@ -16,7 +16,7 @@ from circuitkit.core.node import Kind, Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks, TokenIds
 from circuitkit.core.token_sets import TokenSets
-from circuitkit.engine.packed.memory import RowBudget, free_bytes, row_bytes, within_memory
+from circuitkit.engine.packed.memory import RowBudget, free_room, row_bytes, within_memory
 from circuitkit.engine.packed.replacements import Collected, Collector, entries
 from circuitkit.models.cache import new_cache
 from circuitkit.models.hooked import HookedModel, Layer, Visit
@@ -201,7 +201,7 @@ def _collected(model: HookedModel, prompts: PromptSet, patcher: Patcher, budget:
 def _budget(model: HookedModel, n_pos: int, max_rows: int | None) -> RowBudget:
     """Rows of a pass; the keys and values that a row keeps count too, which are most of what it takes in a large model."""
     kept = 2 * model.n_layers * model.n_kv_heads * model.d_head * n_pos * model.dtype.itemsize
-    fitting = int(0.5 * free_bytes(model.device) // (row_bytes(model, n_pos) + kept))
+    fitting = int(0.5 * free_room(model) // (row_bytes(model, n_pos) + kept))
     return RowBudget(model, n_pos, max(1, fitting) if max_rows is None else max_rows)
 
 

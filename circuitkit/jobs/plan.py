@@ -26,7 +26,7 @@ from circuitkit.models import HUB_MODELS, HookedModel, known_shape, load_shape
 from circuitkit.patchers import Patcher
 from circuitkit.tasks import Task
 
-_PLACEMENT = ("device_map", "max_memory", "offload_folder")
+_PLACEMENT = ("device_map", "max_memory", "offload_folder", "adapter", "quantization", "tp_plan")
 
 
 def run(config: DictConfig) -> None:

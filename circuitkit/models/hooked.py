@@ -24,6 +24,7 @@ from circuitkit.core.errors import ModelError
 from circuitkit.core.universe import Universe
 from circuitkit.models.architectures import Architecture, architecture_of
 from circuitkit.models.bare import is_unwrapped, wrapped
+from circuitkit.models.sharded import is_sharded, whole
 
 Resid = Float[Tensor, "row pos d_model"]
 Heads = Float[Tensor, "row pos head d_head"]
@@ -235,6 +236,11 @@ class HookedModel:
         embedding = self.hf.get_input_embeddings()
         return embedding.weight.device.type == "meta" and hasattr(embedding, "_hf_hook")
 
+    @cached_property
+    def is_shared(self) -> bool:
+        """Whether the processes of a launch hold the model together (``sharded.py``), so that all must make the same passes."""
+        return is_sharded(self.hf)
+
     def device_of(self, layer: int) -> torch.device:
         """Where a layer computes, for a model that Accelerate has placed on several devices."""
         block = self.hf.get_submodule(f"{self.architecture.blocks}.{layer}")
@@ -344,10 +350,11 @@ class HookedModel:
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         tensors = sorted(self.hf.state_dict().items())
-        for name, tensor in tensors:
+        for name, stored in tensors:
+            tensor = whole(stored)
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             if tensor.device.type != "meta":
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         if any(tensor.device.type == "meta" for _, tensor in tensors):
             for file in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
                 with file.open("rb") as opened:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from circuitkit.core.errors import ModelError, unknown_choice
+from circuitkit.models.adapters import SETTINGS, adapted
 from circuitkit.models.architectures import architecture_of
 from circuitkit.models.files import settings_of
 from circuitkit.models.hooked import HookedModel
@@ -27,6 +28,8 @@ from circuitkit.models.hub import SMALL_FILES, brief, is_hub_id, snapshot
 from circuitkit.models.named import HUB_MODELS
 from circuitkit.models.own_code import CODE, code_of
 from circuitkit.models.processes import processes
+from circuitkit.models.quantized import quantization_of, settle_quantized
+from circuitkit.models.sharded import options_of, settle
 from circuitkit.models.zoo import ZOO, zoo_path
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -61,9 +64,8 @@ class _Found:
 
     def hooked(self, name: str | None, hf: PreTrainedModel, **others: Any) -> HookedModel:
         """The model under its name: only the last part of a path, because names of files are made of it."""
-        origin = {"own_code": dict(self.code)} if self.code else {}
         called = Path(name or self.source).name or Path(self.source).resolve().name
-        return HookedModel(called, hf, _tokenizer(self), revision=self.commit, **{"origin": origin, **others})
+        return HookedModel(called, hf, _tokenizer(self), revision=self.commit, **others)
 
 
 def load_model(
@@ -78,6 +80,9 @@ def load_model(
     offload_folder: str | Path | None = None,
     local_files_only: bool = False,
     trust_remote_code: bool | None = None,
+    adapter: str | Path | None = None,
+    quantization: str | None = None,
+    tp_plan: str | None = None,
 ) -> HookedModel:
     """Loads a model and its tokenizer: evaluation mode, no gradients for weights, safetensors only.
 
@@ -95,6 +100,9 @@ def load_model(
         local_files_only: Do not ask the hub; use its cache on this machine.
         trust_remote_code: What to do with Python code that the model brings along: True runs it, False leaves it aside for the
             implementation of transformers, None refuses such a model.
+        adapter: A folder or hub id of a LoRA that PEFT saved; it is merged into the weights in memory.
+        quantization: ``bnb_4bit`` or ``bnb_8bit``: weights are rounded while they are loaded, by bitsandbytes.
+        tp_plan: ``auto`` lays the model over the processes that ``torchrun`` started.
 
     Raises:
         ModelError: The model cannot be found, may not be loaded, or is of an unknown kind.
@@ -105,11 +113,29 @@ def load_model(
             raise ModelError(unknown_choice(what, given, choices))
     if source in HUB_MODELS and dtype == "auto":
         dtype = HUB_MODELS[source].dtype
-    placement = _placement(device_map, max_memory, offload_folder)
+    if tp_plan is not None and any(each is not None for each in (device_map, max_memory, offload_folder, quantization, adapter)):
+        raise ModelError(
+            "model.tp_plan places the model itself. Leave out device_map, max_memory, offload_folder, quantization and adapter."
+        )
+    placement = {} if tp_plan is not None else _placement(device_map, max_memory, offload_folder)
     found = _found(source, revision, local_files_only, trust_remote_code)
+    if tp_plan is not None:
+        placement = options_of(tp_plan, _without_weights(found, "float32", attention))
+    if quantization is not None:
+        placement |= quantization_of(quantization, found.config, dtype)
+    origin: dict[str, Any] = {"own_code": dict(found.code)} if found.code else {}
+    origin |= {"quantization": quantization} if quantization else {}
     with _quiet(source in ZOO):
         hf = _weights(found, dtype=dtype, attn_implementation=_attention(attention, found.config), **placement)
-    return found.hooked(name, hf, folder=found.folder)
+    if tp_plan is not None:
+        settle(hf)
+    if quantization is not None:
+        settle_quantized(hf)
+    if adapter is not None:
+        base = HUB_MODELS[source].repo if source in HUB_MODELS else source
+        hf, made_of = adapted(hf, adapter, base, local_files_only=local_files_only)
+        origin |= made_of
+    return found.hooked(name, hf, folder=found.folder, origin=origin)
 
 
 def load_shape(
@@ -196,6 +222,8 @@ def _found(source: str, revision: str | None, local_files_only: bool, trust: boo
         trust = False
     patterns = (*SMALL_FILES, *(["*.safetensors"] if weights else []), *([CODE] if trust else []))
     folder, commit = _folder(source, revision, local_files_only, patterns)
+    if (folder / SETTINGS).exists():  # transformers would load the base that it names, from wherever
+        raise ModelError(f"{source} holds an adapter ({SETTINGS}). Give its base as the model, and this as model.adapter={source}.")
     settings = settings_of(folder, source)
     code = code_of(folder, settings, source, trust)
     # Before transformers reads it, which may not know the family either.

@@ -45,6 +45,8 @@ def folder(tmp_path, monkeypatch):
     cache.mkdir()
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
     monkeypatch.syspath_prepend(str(cache))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:  # of another test's folder
+        monkeypatch.delitem(sys.modules, name)
     save(tmp_path / "own", vocab_size=24)
     for name, text in FILES.items():
         (tmp_path / "own" / name).write_text(text)
