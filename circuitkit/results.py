@@ -77,7 +77,7 @@ def run_info(name: str, engine: Engine, parts: Mapping[str, Any], settings: Mapp
     provenance: dict[str, Any] = {
         "settings": described,
         "seed": getattr(parts["task"], "seed", None),
-        "model": loaded | {"fingerprint": model.fingerprint(), "config": _config_hash(model)},
+        "model": loaded | {"fingerprint": model.fingerprint(), "config": _config_hash(model), **model.origin},
         "prompts_hash": engine.prompts.content_hash(),
         "n_prompts": len(engine.prompts),
         "score": {"zero": engine.metric.floor.value, "formula": engine.metric.floor.formula},

@@ -23,6 +23,10 @@ class ModelError(UserError):
     """A model that cannot be found, loaded or understood."""
 
 
+class ModelNotAtHand(ModelError):
+    """A model that the hub has, and this machine cannot get."""
+
+
 class PromptError(UserError):
     """Prompts that the method cannot be applied to.
 

@@ -59,7 +59,7 @@ def spread(
         FailedElsewhere: Another process stopped; its own message says why.
     """
     launched = processes()
-    if launched.count == 1:
+    if launched.count == 1 or engine.model.is_shared:  # one model over all processes: each makes the whole search
         return conduct(engine)
     joined = DistributedEngine(engine, launched)
     if not launched.is_first:
@@ -76,7 +76,7 @@ def spread(
 def shared(engine: Engine) -> Iterator[Engine | None]:
     """An engine whose work all processes of a launch share, or itself; None in a process that has served the first one until its end."""
     launched = processes()
-    if launched.count == 1:
+    if launched.count == 1 or engine.model.is_shared:
         yield engine
         return
     joined = DistributedEngine(engine, launched)

@@ -39,7 +39,7 @@ def run(config: DictConfig) -> None:
         measured: dict[str, Any] = {}
         every = [*circuits.values(), *others.values()]
         scorers = _scorers(model, tasks, parts, every, question, measured)
-        if not processes().is_first:
+        if not (processes().is_first or model.is_shared):
             for _ in scorers:
                 pass
             return

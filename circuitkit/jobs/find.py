@@ -110,6 +110,8 @@ def find(
         resume: Go on with the run that was stopped in that folder.
         check: As for ``Runner.run``: may find that the run is not needed. Whether its folder can be used is looked at after that.
     """
+    if config.model.get("tp_plan") and (resume or check is not None):
+        raise ConfigError("A model over several processes (model.tp_plan) can neither be swept over nor gone on with. Start one run.")
     task = build(config.task, Task)  # small parts first: a wrong setting is refused before a large model is loaded
     method = build(config.method, Method)
     check_units(config, method)

@@ -15,25 +15,25 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from circuitkit.config import build
-from circuitkit.core.errors import ConfigError
+from circuitkit.core.errors import ConfigError, ModelNotAtHand
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.cost import Cost, DryEngine, cost, measured_rates
 from circuitkit.engine.packed.memory import free_bytes
 from circuitkit.jobs.metrics import metric_of
 from circuitkit.methods import EdgePruning, IterativePruning, Method
 from circuitkit.metrics import Metric
-from circuitkit.models import HookedModel, load_shape
+from circuitkit.models import HUB_MODELS, HookedModel, known_shape, load_shape
 from circuitkit.patchers import Patcher
 from circuitkit.tasks import Task
 
-_PLACEMENT = ("device_map", "max_memory", "offload_folder")
+_PLACEMENT = ("device_map", "max_memory", "offload_folder", "adapter", "quantization", "tp_plan")
 
 
 def run(config: DictConfig) -> None:
     """Prints what the configured run will take. With ``dir=...`` it is also written there as plan.json."""
     task, patcher = build(config.task, Task), build(config.patcher, Patcher)  # small parts first, as in a run
     metric, method = metric_of(config), build(config.method, Method)
-    model = shape(config)
+    model, told = planned(config)
     prompts = task.prompts(model.tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rates = measured_rates(device, model.dtype)
@@ -41,15 +41,32 @@ def run(config: DictConfig) -> None:
         label: dry_run(model, prompts, patcher, metric, method, assume=assume, max_rows=config.engine.get("max_rows"), target=device)
         for label, assume in outcomes(method).items()
     }
-    show(plans, rates, device)
+    show(plans, rates, device, told)
     if config.dir is not None:
         folder = Path(config.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        body = {
+        body: dict[str, Any] = {
             label: asdict(plan) | {"seconds": plan.seconds(*rates), "peak_bytes": plan.memory.peak, "fits": plan.memory.fits(free())}
             for label, plan in plans.items()
         }
+        body |= {"told": told} if told else {}
         (folder / "plan.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+
+
+def planned(config: DictConfig) -> tuple[HookedModel, str]:
+    """The configured model without weights, and what to know about its shape: empty if it is that of its own config.json."""
+    try:
+        return shape(config), ""
+    except ModelNotAtHand as error:
+        name = str(config.model.get("name"))
+        if name not in HUB_MODELS or config.model.get("path") is not None or config.model.get("revision") is not None:
+            raise
+        reason = str(error).partition(". ")[0]
+    told = (
+        f"{reason}. So this plan takes the shape of {name} from circuitkit's own table, written down from what its authors published, and "
+        "cuts prompts as tiny_gpt2 does: their length, and all that grows with it, is an estimate."
+    )
+    return known_shape(name, dtype=config.model.get("dtype", "auto"), attention=config.model.get("attention", "auto")), told
 
 
 def shape(config: DictConfig) -> HookedModel:
@@ -98,8 +115,8 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
-def show(plans: dict[str, Cost], rates: tuple[float, float], device: torch.device) -> None:
-    """Prints a column a case."""
+def show(plans: dict[str, Cost], rates: tuple[float, float], device: torch.device, told: str = "") -> None:
+    """Prints a column a case, and what to know about the model."""
     table = Table("", *plans, box=None, pad_edge=False)
     rows: dict[str, Callable[[Cost], str]] = {
         "evaluations": lambda plan: f"{plan.evaluations:,}",
@@ -121,3 +138,5 @@ def show(plans: dict[str, Cost], rates: tuple[float, float], device: torch.devic
     console = Console(highlight=False)
     console.print(table)
     console.print(f"on {device} at {rates[0] / 1e9:.0f} GFLOP/s and {rates[1] / 1e9:.1f} GB/s, measured now", soft_wrap=True)
+    if told:
+        console.print(told, soft_wrap=True)

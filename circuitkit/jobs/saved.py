@@ -29,7 +29,8 @@ _OURS = ("job", "hydra", "dir", "resume", "overwrite", "rerun", "finished_in", "
 _HARMLESS = {
     "logger": {"_target_", "project", "experiment", "group", "name", "id", "tags", "mode"},
     "callback": {"_target_"},
-    "model": {"_target_", "name", "path", "dtype", "device_map", "revision", "attention", "max_memory"},
+    "model": {"_target_", "name", "path", "dtype", "device_map", "revision", "attention", "max_memory", "adapter", "quantization",
+              "tp_plan"},
 }
 
 

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 def run(config: DictConfig) -> None:
     """Removes the sets of ``sets``, and what all of them share, while the model answers the questions of ``question``."""
-    if not processes().is_first:
+    if not processes().is_first and not config.model.get("tp_plan"):
         _log.info("job=transfer uses one process; this one has nothing to do.")
         return
     if not isinstance(config.sets, Mapping | DictConfig) or not config.sets:

@@ -9,7 +9,7 @@ MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_act``, ``mlp_out``; or ``skip_mlp``), ``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from circuitkit.core.universe import Universe
 from circuitkit.models import blocks
 from circuitkit.models.architectures import Architecture, architecture_of
 from circuitkit.models.bare import is_unwrapped, wrapped
+from circuitkit.models.sharded import is_sharded, whole
 
 Resid = Float[Tensor, "row pos d_model"]
 Heads = Float[Tensor, "row pos head d_head"]
@@ -175,12 +176,20 @@ class HookedModel:
         architecture: Where things are.
         revision: Of the weights, where known.
         folder: Where the weights came from, where known.
+        origin: What else made it, for provenance: code of its own, an adapter, a quantisation.
         n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab: Its shape.
         universe: Its heads and MLPs.
     """
 
     def __init__(
-        self, name: str, hf: PreTrainedModel, tokenizer: Any = None, *, revision: str | None = None, folder: Path | None = None
+        self,
+        name: str,
+        hf: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        revision: str | None = None,
+        folder: Path | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         config: Any = hf.config.get_text_config()
         self.name = name
@@ -188,6 +197,7 @@ class HookedModel:
         self.tokenizer = tokenizer
         self.revision = revision
         self.folder = folder
+        self.origin = dict(origin or {})
         self.architecture = architecture_of(config)
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
@@ -229,6 +239,11 @@ class HookedModel:
     def _is_offloaded(self) -> bool:
         embedding = self.hf.get_input_embeddings()
         return embedding.weight.device.type == "meta" and hasattr(embedding, "_hf_hook")
+
+    @cached_property
+    def is_shared(self) -> bool:
+        """Whether the processes of a launch hold the model together (``sharded.py``), so that all must make the same passes."""
+        return is_sharded(self.hf)
 
     def device_of(self, layer: int) -> torch.device:
         """Where a layer computes, for a model that Accelerate has placed on several devices."""
@@ -359,10 +374,11 @@ class HookedModel:
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         tensors = sorted(self.hf.state_dict().items())
-        for name, tensor in tensors:
+        for name, stored in tensors:
+            tensor = whole(stored)
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             if tensor.device.type != "meta":
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         if any(tensor.device.type == "meta" for _, tensor in tensors):
             for file in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
                 with file.open("rb") as opened:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from circuitkit.core.errors import ModelError
 from circuitkit.models.blocks import projections
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.sharded import is_sharded
 
 _transposed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -24,6 +25,8 @@ def matrix_of(module: nn.Module) -> Float[Tensor, "read written"]:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point() or weight.device.type == "meta":
         raise ModelError(_NO_MATRIX.format(type(module).__name__))
+    if is_sharded(module):
+        raise ModelError(_NO_MATRIX.format(type(module).__name__))
     if module not in _transposed:
         fitting = [transposed for transposed in (False, True) if _fits(module, weight.detach().T if transposed else weight.detach())]
         if not fitting:
@@ -33,8 +36,8 @@ def matrix_of(module: nn.Module) -> Float[Tensor, "read written"]:
 
 
 _NO_MATRIX = (
-    "Gradients of edges need the weights of {} as a matrix, and it is offloaded, quantised or no plain linear map. Load the model "
-    "unquantised on one device."
+    "Gradients of edges need the weights of {} as a matrix, and it is offloaded, quantised, split over processes or no plain linear map. "
+    "Load the model unquantised on one device."
 )
 
 

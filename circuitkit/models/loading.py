@@ -1,81 +1,71 @@
 """From a name to a model that is ready to be taken apart: where it lies, whether it may be trusted, in which dtype, on which device.
 
-Everything ends as a local folder before transformers sees it. The hub is asked once and with a time limit, so that a machine
-without a network says so at once instead of retrying for minutes, and uses what it has in its cache.
+Everything ends as a local folder before transformers sees it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from circuitkit.core.errors import ModelError, unknown_choice
+from circuitkit.models.adapters import SETTINGS, adapted
 from circuitkit.models.architectures import architecture_of
 from circuitkit.models.files import settings_of
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.hub import SMALL_FILES, brief, is_hub_id, snapshot
+from circuitkit.models.named import HUB_MODELS
+from circuitkit.models.own_code import CODE, code_of
 from circuitkit.models.processes import processes
+from circuitkit.models.quantized import quantization_of, settle_quantized
+from circuitkit.models.sharded import options_of, settle
 from circuitkit.models.zoo import ZOO, zoo_path
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A model that has a short name.
-
-    Attributes:
-        repo: Its id on the Hugging Face hub.
-        dtype: What ``dtype="auto"`` means for it: float32 where that fits a common machine, bfloat16 from two billion parameters on.
-    """
-
-    repo: str
-    dtype: str = "float32"
-
-
-HUB_MODELS: dict[str, HubModel] = {
-    "gpt2": HubModel("openai-community/gpt2"),
-    "gpt2_medium": HubModel("openai-community/gpt2-medium"),
-    "gpt2_large": HubModel("openai-community/gpt2-large"),
-    "gpt2_xl": HubModel("openai-community/gpt2-xl"),
-    "pythia_70m": HubModel("EleutherAI/pythia-70m"),
-    "pythia_160m": HubModel("EleutherAI/pythia-160m"),
-    "pythia_1b": HubModel("EleutherAI/pythia-1b"),
-    "qwen2_5_0_5b": HubModel("Qwen/Qwen2.5-0.5B"),
-    "tinyllama": HubModel("TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
-    "gemma2_2b": HubModel("google/gemma-2-2b", "bfloat16"),
-    "llama2_7b": HubModel("meta-llama/Llama-2-7b-hf", "bfloat16"),
-    "llama2_7b_chat": HubModel("meta-llama/Llama-2-7b-chat-hf", "bfloat16"),
-    "llama3_8b": HubModel("meta-llama/Meta-Llama-3-8B", "bfloat16"),
-    "mistral_7b": HubModel("mistralai/Mistral-7B-v0.1", "bfloat16"),
-}
-"""The models with a short name, besides those that ship in the package."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")
 
-_HUB_SECONDS = 10
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
-_FILES = [*_SMALL_FILES, "*.safetensors"]
-# Sub-folders and consolidated files hold the same weights again, in formats of other tools.
-_NOT_FILES = ["*/*", "consolidated*"]
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+# Its tokenizer takes the place of one that is not at hand.
+_STAND_IN = "tiny_gpt2"
 # What transformers raises for files and settings that it cannot use.
 _REFUSALS = (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, StrictDataclassError)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A model folder that may be opened.
+
+    Attributes:
+        source: What the user calls it.
+        folder: Where it is.
+        commit: On the hub, where known.
+        config: Its configuration.
+        code: Files of Python code that it brings along and that may be run, by SHA-256.
+    """
+
+    source: str
+    folder: Path
+    commit: str | None
+    config: PreTrainedConfig
+    code: Mapping[str, str]
+
+    def hooked(self, name: str | None, hf: PreTrainedModel, **others: Any) -> HookedModel:
+        """The model under its name: only the last part of a path, because names of files are made of it."""
+        called = Path(name or self.source).name or Path(self.source).resolve().name
+        return HookedModel(called, hf, _tokenizer(self), revision=self.commit, **others)
 
 
 def load_model(
@@ -89,8 +79,12 @@ def load_model(
     max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | Path | None = None,
     local_files_only: bool = False,
+    trust_remote_code: bool | None = None,
+    adapter: str | Path | None = None,
+    quantization: str | None = None,
+    tp_plan: str | None = None,
 ) -> HookedModel:
-    """Loads a model and its tokenizer: evaluation mode, no gradients for weights, safetensors only, never a model's own code.
+    """Loads a model and its tokenizer: evaluation mode, no gradients for weights, safetensors only.
 
     Args:
         name: An embedded model (``tiny_gpt2``), a short name (``gpt2``), a hub id with a slash, or a folder. With ``path``, only what
@@ -104,24 +98,44 @@ def load_model(
         max_memory: Most memory to use on each device, such as ``{0: "20GiB", "cpu": "60GiB"}``, with ``device_map="auto"``.
         offload_folder: Where layers go that fit no memory.
         local_files_only: Do not ask the hub; use its cache on this machine.
+        trust_remote_code: What to do with Python code that the model brings along: True runs it, False leaves it aside for the
+            implementation of transformers, None refuses such a model.
+        adapter: A folder or hub id of a LoRA that PEFT saved; it is merged into the weights in memory.
+        quantization: ``bnb_4bit`` or ``bnb_8bit``: weights are rounded while they are loaded, by bitsandbytes.
+        tp_plan: ``auto`` lays the model over the processes that ``torchrun`` started.
 
     Raises:
         ModelError: The model cannot be found, may not be loaded, or is of an unknown kind.
     """
     source = _source(name, path)
-    for what, found, choices in (("dtype", dtype, DTYPES), ("attention implementation", attention, ATTENTIONS)):
-        if found not in choices:
-            raise ModelError(unknown_choice(what, found, choices))
+    for what, given, choices in (("dtype", dtype, DTYPES), ("attention implementation", attention, ATTENTIONS)):
+        if given not in choices:
+            raise ModelError(unknown_choice(what, given, choices))
     if source in HUB_MODELS and dtype == "auto":
         dtype = HUB_MODELS[source].dtype
-    placement = _placement(device_map, max_memory, offload_folder)
-    folder, commit = _folder(source, revision, local_files_only)
-    config = _config(folder, source)
-    tokenizer = _tokenizer(folder, source)
+    if tp_plan is not None and any(each is not None for each in (device_map, max_memory, offload_folder, quantization, adapter)):
+        raise ModelError(
+            "model.tp_plan places the model itself. Leave out device_map, max_memory, offload_folder, quantization and adapter."
+        )
+    placement = {} if tp_plan is not None else _placement(device_map, max_memory, offload_folder)
+    found = _found(source, revision, local_files_only, trust_remote_code)
+    if tp_plan is not None:
+        placement = options_of(tp_plan, _without_weights(found, "float32", attention))
+    if quantization is not None:
+        placement |= quantization_of(quantization, found.config, dtype)
+    origin: dict[str, Any] = {"own_code": dict(found.code)} if found.code else {}
+    origin |= {"quantization": quantization} if quantization else {}
     with _quiet(source in ZOO):
-        hf = _weights(folder, source, dtype=dtype, attn_implementation=_attention(attention, config), **placement)
-    # Only the last part, because names of files are made of it.
-    return HookedModel(Path(name or source).name or Path(source).resolve().name, hf, tokenizer, revision=commit, folder=folder)
+        hf = _weights(found, dtype=dtype, attn_implementation=_attention(attention, found.config), **placement)
+    if tp_plan is not None:
+        settle(hf)
+    if quantization is not None:
+        settle_quantized(hf)
+    if adapter is not None:
+        base = HUB_MODELS[source].repo if source in HUB_MODELS else source
+        hf, made_of = adapted(hf, adapter, base, local_files_only=local_files_only)
+        origin |= made_of
+    return found.hooked(name, hf, folder=found.folder, origin=origin)
 
 
 def load_shape(
@@ -132,24 +146,44 @@ def load_shape(
     revision: str | None = None,
     attention: str = "auto",
     local_files_only: bool = False,
+    trust_remote_code: bool | None = None,
 ) -> HookedModel:
     """The same model without its weights, on the ``meta`` device: for planning. Only the configuration and the tokenizer are fetched.
 
     Args: as for ``load_model``.
 
     Raises:
+        ModelNotAtHand: The hub has it, and this machine cannot get it.
         ModelError: The model cannot be found or is of an unknown kind.
     """
     source = _source(name, path)
-    folder, commit = _folder(source, revision, local_files_only, weights=False)
-    config = _config(folder, source, weights=False)
+    found = _found(source, revision, local_files_only, trust_remote_code, weights=False)
     if dtype == "auto":
-        dtype = HUB_MODELS[source].dtype if source in HUB_MODELS else str(config.dtype or "float32").removeprefix("torch.")
+        dtype = HUB_MODELS[source].dtype if source in HUB_MODELS else str(found.config.dtype or "float32").removeprefix("torch.")
+    return found.hooked(name, _without_weights(found, dtype, attention))
+
+
+def known_shape(name: str, *, dtype: str = "auto", attention: str = "auto") -> HookedModel:
+    """A model with a short name as the package knows it (``named.py``), without its files and with the tokenizer of ``tiny_gpt2``.
+
+    Raises:
+        ModelError: There is no such name, or the model is of an unknown kind.
+    """
+    if name not in HUB_MODELS:
+        raise ModelError(unknown_choice("model of known shape", name, tuple(HUB_MODELS)))
+    known = HUB_MODELS[name]
+    config = AutoConfig.for_model(known.family, **{**known.config, "bos_token_id": None, "eos_token_id": None})
+    found = _Found(_STAND_IN, zoo_path(_STAND_IN), None, config, {})
+    return found.hooked(name, _without_weights(found, known.dtype if dtype == "auto" else dtype, attention))
+
+
+def _without_weights(found: _Found, dtype: str, attention: str) -> PreTrainedModel:
+    config = found.config
     config.pad_token_id = None  # with one, GPT-2 looks at the content of token ids
-    with torch.device("meta"), _quiet(source in ZOO):
-        hf = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=_attention(attention, config))
-    shape = hf.requires_grad_(False).eval()
-    return HookedModel(Path(name or source).name or Path(source).resolve().name, shape, _tokenizer(folder, source), revision=commit)
+    options = {"dtype": getattr(torch, dtype), "attn_implementation": _attention(attention, config), "trust_remote_code": bool(found.code)}
+    with torch.device("meta"), _quiet(found.source in ZOO), _worded(found, f"transformers cannot make {found.source}"):
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
+    return made.requires_grad_(False).eval()
 
 
 def _placement(device_map: Any, max_memory: Mapping[Any, Any] | None, offload_folder: str | Path | None) -> dict[str, Any]:
@@ -182,82 +216,51 @@ def _source(name: str | None, path: str | Path | None) -> str:
     return name
 
 
-def _folder(source: str, revision: str | None, local_files_only: bool, *, weights: bool = True) -> tuple[Path, str | None]:
+def _found(source: str, revision: str | None, local_files_only: bool, trust: bool | None, *, weights: bool = True) -> _Found:
+    """The folder that holds a model, downloaded if need be, after all checks that need no weights."""
+    if source in HUB_MODELS and trust is None and HUB_MODELS[source].own_code:
+        trust = False
+    patterns = (*SMALL_FILES, *(["*.safetensors"] if weights else []), *([CODE] if trust else []))
+    folder, commit = _folder(source, revision, local_files_only, patterns)
+    if (folder / SETTINGS).exists():  # transformers would load the base that it names, from wherever
+        raise ModelError(f"{source} holds an adapter ({SETTINGS}). Give its base as the model, and this as model.adapter={source}.")
+    settings = settings_of(folder, source)
+    code = code_of(folder, settings, source, trust)
+    # Before transformers reads it, which may not know the family either.
+    architecture_of(SimpleNamespace(model_type=settings.get("model_type")))
+    if weights:
+        _check_weights(folder, source)
+    found = _Found(source, folder, commit, PreTrainedConfig(), code)
+    with _worded(found, f"config.json of {source} cannot be used", " Correct it, or download the model again."):
+        return replace(found, config=AutoConfig.from_pretrained(folder, trust_remote_code=bool(code), local_files_only=True))
+
+
+def _folder(source: str, revision: str | None, local_files_only: bool, patterns: Sequence[str]) -> tuple[Path, str | None]:
     """The folder that holds a model, downloaded if need be, and the commit if it came from the hub."""
     if source in HUB_MODELS:
-        return _snapshot(HUB_MODELS[source].repo, revision, local_files_only, weights)
+        return snapshot(HUB_MODELS[source].repo, revision, local_files_only, patterns)
     folder = zoo_path(source) if source in ZOO else Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ModelError(f"Only models on the hub have revisions, found revision={revision!r} for {source}. Leave it out.")
         return folder, None
-    if _HUB_ID.fullmatch(source) and not source.startswith("."):
-        return _snapshot(source, revision, local_files_only, weights)
+    if is_hub_id(source):
+        return snapshot(source, revision, local_files_only, patterns)
     if "/" in source or "\\" in source:
         raise ModelError(f"There is no folder {source}, and it is not a hub id, which looks like 'openai-community/gpt2'. Check the path.")
     remedy = "A folder or a hub id (with a slash) can be given as model=local model.path=..."
     raise ModelError(unknown_choice("model", source, (*ZOO, *HUB_MODELS), remedy))
 
 
-def _snapshot(repo: str, revision: str | None, local_files_only: bool, weights: bool) -> tuple[Path, str | None]:
-    """The cached copy of a hub model, brought up to date if the hub answers."""
-    at = f" at revision {revision!r}" if revision else ""
-    offline = local_files_only or not _hub_answers(repo, revision)
+@contextmanager
+def _worded(found: _Found, failure: str, remedy: str = "") -> Iterator[None]:
+    """Puts what transformers refuses into a sentence, and whatever goes wrong in a model's own code."""
     try:
-        wanted = _FILES if weights else _SMALL_FILES
-        folder = Path(snapshot_download(
-            repo, revision=revision, local_files_only=offline, allow_patterns=wanted, ignore_patterns=_NOT_FILES
-        ))  # fmt: skip
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{repo} is gated and your account has no access. Accept its licence at https://huggingface.co/{repo}, then log in with "
-            "`hf auth login` or set HF_TOKEN; or take an open model such as tinyllama, qwen2_5_0_5b or gpt2."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{repo} has no revision {revision!r}. Expected a branch, a tag or a commit of that repository.") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"There is no model {repo} on the hub, or it is private. Check the spelling; for a private one log in with `hf auth login` "
-            "or set HF_TOKEN."
-        ) from error
-    # Beside its own classes the hub client lets those of its HTTP library through (requests, httpx or httpx2, by version).
+        yield
     except Exception as error:
-        why = "only local files may be used" if local_files_only else "the hub does not answer, or HF_HUB_OFFLINE is set"
-        why = why if offline else f"the download failed ({_brief(error.__cause__ or error).rstrip('.')})"
-        raise ModelError(
-            f"{repo}{at} is not (completely) in the cache of this machine, and {why}. Connect, or download it elsewhere with "
-            f"`hf download {repo}` and give the folder: model=local model.path=<folder>. Without any download: {', '.join(ZOO)}."
-        ) from error
-    return folder, folder.name if _COMMIT.fullmatch(folder.name) else None
-
-
-def _hub_answers(repo: str, revision: str | None) -> bool:
-    """Whether the hub can be reached, asked once with a time limit; the download itself has none and would hang behind a firewall."""
-    try:
-        HfApi().model_info(repo, revision=revision, timeout=_HUB_SECONDS)
-    except HfHubHTTPError:
-        return True  # It answered, if only to refuse; the download says why.
-    except Exception:  # No address, no route, no answer, HF_HUB_OFFLINE: classes of whichever HTTP library the client uses.
-        return False
-    return True
-
-
-def _config(folder: Path, source: str, *, weights: bool = True) -> PreTrainedConfig:
-    """The model's configuration, after all checks that need no weights."""
-    settings = settings_of(folder, source)
-    if settings.get("auto_map"):
-        raise ModelError(
-            f"{source} asks to run Python code that it brings along (auto_map in config.json), which circuitkit never does. Take a model "
-            "that transformers itself implements; if it implements this one, remove auto_map from a local copy of config.json."
-        )
-    # Before transformers reads it, which may not know the family either.
-    architecture_of(SimpleNamespace(model_type=settings.get("model_type")))
-    if weights:
-        _check_weights(folder, source)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except _REFUSALS as error:
-        raise ModelError(f"config.json of {source} cannot be used: {_brief(error)} Correct it, or download the model again.") from error
+        if not isinstance(error, _REFUSALS) and not found.code:
+            raise
+        raise ModelError(f"{failure}: {brief(error)}{remedy}") from error
 
 
 def _check_weights(folder: Path, source: str) -> None:
@@ -271,8 +274,9 @@ def _check_weights(folder: Path, source: str) -> None:
         )
 
 
-def _tokenizer(folder: Path, source: str) -> Any:
+def _tokenizer(found: _Found) -> Any:
     """The tokenizer that lies beside the weights. No padding token is needed: prompts of a batch have equal length."""
+    folder, source = found.folder, found.source
     # Without its files some tokenizer classes come up empty instead of failing.
     if not any((folder / file).exists() for file in _TOKENIZERS):
         raise ModelError(
@@ -280,7 +284,7 @@ def _tokenizer(folder: Path, source: str) -> Any:
             "save it there with tokenizer.save_pretrained(folder)."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=bool(found.code), local_files_only=True)
         file = folder / "tokenizer.json"
         # For some families (qwen2) transformers takes that family's class whatever the file says, and a word-level tokenizer then
         # yields no tokens at all. The file is right.
@@ -289,7 +293,7 @@ def _tokenizer(folder: Path, source: str) -> Any:
         return tokenizer
     # The Rust tokenizers raise plain Exception for a file that they cannot read.
     except Exception as error:
-        raise ModelError(f"The tokenizer of {source} cannot be loaded: {_brief(error)} Save or download it again.") from error
+        raise ModelError(f"The tokenizer of {source} cannot be loaded: {brief(error)} Save or download it again.") from error
 
 
 def _attention(attention: str, config: PreTrainedConfig) -> str:
@@ -302,23 +306,26 @@ def _attention(attention: str, config: PreTrainedConfig) -> str:
     return attention
 
 
-def _weights(folder: Path, source: str, **options: Any) -> PreTrainedModel:
+def _weights(found: _Found, **options: Any) -> PreTrainedModel:
     """The model itself, with every weight found in the files."""
-    fixed = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    folder, source = found.folder, found.source
+    fixed = {"use_safetensors": True, "trust_remote_code": bool(found.code), "local_files_only": True}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, **fixed, **options, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except SafetensorError as error:
-        raise ModelError(f"The weights of {source} are damaged ({_brief(error)}). Delete and download or save them again.") from error
+        raise ModelError(f"The weights of {source} are damaged ({brief(error)}). Delete and download or save them again.") from error
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{source} does not fit the memory of the GPU. Take model.device_map=auto, which spreads it over devices and the main memory, "
             "model.dtype=bfloat16, or a smaller model."
         ) from error
-    except _REFUSALS as error:
+    except Exception as error:
+        if not isinstance(error, _REFUSALS) and not found.code:
+            raise
         hint = " Give model.offload_folder=<folder>." if "offload" in str(error) else ""
-        raise ModelError(f"transformers cannot load {source}: {_brief(error)}{hint}") from error
+        raise ModelError(f"transformers cannot load {source}: {brief(error)}{hint}") from error
     hf, report = loaded
     # transformers fills what is missing or of another size with random numbers, and only warns.
     unfit = sorted(str(key[0] if isinstance(key, tuple) else key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind])
@@ -345,9 +352,3 @@ def _quiet(silence: bool) -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _brief(error: BaseException) -> str:
-    """The first line of an error's text, as one sentence."""
-    text = str(error).strip().split("\n", 1)[0][:300].rstrip()
-    return f"{type(error).__name__}: {text}".rstrip(".: ") + "."

@@ -7,6 +7,7 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import distributed
@@ -32,6 +33,19 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this is the process that conducts, logs and writes."""
         return self.index == 0
+
+
+def least(value: int) -> int:
+    """The smallest number that any process of the launch gives; all must ask together."""
+    given = torch.tensor([value], dtype=torch.long)
+    distributed.all_reduce(given, distributed.ReduceOp.MIN, group=_small())
+    return int(given)
+
+
+@cache
+def _small() -> Any:
+    """Over gloo also where the launch talks over NCCL, because it is for numbers in main memory."""
+    return distributed.new_group(backend="gloo")
 
 
 def processes() -> Processes:

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitkit.models.blocks import joint_norms
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.sharded import is_sharded
 
 Heads = tuple[int, ...]
 _PARTS = ("query", "key", "value")
@@ -43,7 +44,7 @@ class HeadSlices:
         blocks = [model.hf.get_submodule(f"{a.blocks}.{layer}") for layer in range(model.n_layers)]
         modules = [block.get_submodule(path) for block in blocks for path in (*a.query_key_value, a.out_proj)]
         return all(type(module) in (nn.Linear, Conv1D) and not hasattr(module, "_hf_hook") for module in modules) and all(
-            module.weight.dtype is torch.float32 for module in modules
+            module.weight.dtype is torch.float32 and not is_sharded(module) for module in modules
         )
 
     @staticmethod

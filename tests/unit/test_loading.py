@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from circuitkit.config import build, conf_dir
 from circuitkit.core.errors import ConfigError, ModelError
-from circuitkit.models import loading
+from circuitkit.models import hub as hub_client
 from circuitkit.models.architectures import ARCHITECTURES
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.loading import HUB_MODELS, load_model
@@ -258,7 +258,7 @@ def test_unknown_repository_and_revision(hub):
 
 def test_hub_that_never_answers(cache, monkeypatch):
     """As behind a firewall that drops packets, where the hub client itself would wait for ever."""
-    monkeypatch.setattr(loading, "_HUB_SECONDS", 0.3)
+    monkeypatch.setattr(hub_client, "_HUB_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         point_at(monkeypatch, silent.getsockname()[1])
         start = time.monotonic()
@@ -293,7 +293,7 @@ def test_default_dtype_of_short_names(cache):
     ("settings", "sentence"),
     [
         ({"name": "gpt2_lrge"}, "no model named 'gpt2_lrge'. Did you mean 'gpt2_large'"),
-        ({"name": "nothing_like_it"}, "Choices: gemma2_2b, .* tiny_gpt2, .* hub id"),
+        ({"name": "nothing_like_it"}, "Choices: bloom_560m, .* tiny_gpt2, .* hub id"),
         ({"name": None}, "No model is named"),
         ({"name": "./nowhere"}, r"There is no folder \./nowhere"),
         ({"name": "a/b/c"}, "There is no folder a/b/c, and it is not a hub id"),
@@ -326,7 +326,9 @@ BREAK = {
     "config.json .* cannot be used": lambda folder: edit_config(folder, hidden_size="wide"),
     "type 'bert' are not in .* Known: gemma2, gemma3_text, gpt2": lambda folder: edit_config(folder, model_type="bert"),
     "type 'brand_new' are not in": lambda folder: edit_config(folder, model_type="brand_new"),
-    "asks to run Python code": lambda folder: edit_config(folder, auto_map={"AutoModelForCausalLM": "modeling_own.Own"}),
+    "asks to run Python code .* say model.trust_remote_code=true": lambda folder: edit_config(
+        folder, auto_map={"AutoModelForCausalLM": "modeling_own.Own"}
+    ),
     "has no weights": lambda folder: (folder / "model.safetensors").unlink(),
     r"has only pytorch_model\.bin\. Expected model\.safetensors": lambda folder: (folder / "model.safetensors").rename(
         folder / "pytorch_model.bin"

@@ -18,7 +18,7 @@ from circuitkit.engine.dense.base import DensePass, Score
 from circuitkit.engine.dense.blend import accumulator
 from circuitkit.engine.dense.edges import DenseEdges
 from circuitkit.engine.dense.nodes import DenseNodes
-from circuitkit.engine.packed.memory import RowBudget, free_bytes, in_slices, within_memory
+from circuitkit.engine.packed.memory import RowBudget, free_room, in_slices, within_memory
 from circuitkit.metrics.base import Metric
 from circuitkit.models import differentiable
 from circuitkit.models.hooked import HookedModel
@@ -192,4 +192,4 @@ def _rows_a_pass(model: HookedModel, n_pos: int, max_rows: int | None) -> int:
         return max_rows
     # What autograd keeps of a layer, measured on GPT-2: about 20 times the residual stream and 6 times the MLP's inside.
     row = model.n_layers * n_pos * (20 * model.d_model + 6 * model.d_mlp + model.n_heads * n_pos) * accumulator(model.dtype).itemsize
-    return max(1, int(0.5 * free_bytes(model.device) // row))
+    return max(1, int(0.5 * free_room(model) // row))

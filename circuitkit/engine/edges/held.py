@@ -14,7 +14,7 @@ from circuitkit.core.shapes import Values
 from circuitkit.engine.edges.layers import Change, CircuitLayers, States
 from circuitkit.engine.edges.sent import Sent, Sources, apart
 from circuitkit.engine.packed.engine import PackedEngine
-from circuitkit.engine.packed.memory import free_bytes, within_memory
+from circuitkit.engine.packed.memory import free_room, within_memory
 from circuitkit.models.blocks import Part
 from circuitkit.models.hooked import Heads, Resid
 from circuitkit.patchers.base import Patcher
@@ -58,7 +58,7 @@ class EdgePasses:
             held = self.layers.states(prompts.clean[rows], rows), self.sent.sources(rows)
             self._engine.work.add(self._runs * (rows.stop - rows.start), self.model.n_layers, prompts.n_pos, corrupt=False)
             size = _bytes(held[0]) + sum(tensor.nbytes for tensor in held[1].tensors())
-            if size * len(prompts) > 0.3 * free_bytes(self.model.device) * (rows.stop - rows.start):
+            if size * len(prompts) > 0.3 * free_room(self.model) * (rows.stop - rows.start):
                 self._held.clear()
             self._held[key] = held
         return self._held[key]

@@ -12,6 +12,7 @@ import torch
 
 from circuitkit.core.errors import MeasurementError
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.processes import least
 
 _log = logging.getLogger(__name__)
 _Piece = TypeVar("_Piece")
@@ -37,17 +38,19 @@ class RowBudget:
     def __init__(self, model: HookedModel, n_pos: int, max_rows: int | None = None, *, held: int = 0) -> None:
         if max_rows is not None and max_rows < 1:
             raise MeasurementError(f"engine.max_rows must be at least 1, found {max_rows}. Leave it out to use the free memory.")
+        room = free_room(model)
         a_row = row_bytes(model, n_pos) + held
-        fitting = int(0.5 * free_bytes(model.device) // a_row)
+        fitting = int(0.5 * room // a_row)
         if fitting < 1 and max_rows is None:
             raise MeasurementError(
-                f"Not even one prompt of {n_pos} tokens fits the free memory ({free_bytes(model.device) / 2**20:.0f} "
+                f"Not even one prompt of {n_pos} tokens fits the free memory ({room / 2**20:.0f} "
                 "MiB, one row takes about "
                 f"{a_row / 2**20:.0f} MiB). Free some, take a smaller model or dtype, or set engine.max_rows=1 to try."
             )
         useful = max(1, TOKENS_A_PASS.get(model.device.type, 4096) // n_pos)
         # Above what is useful a pass gets slower (scripts/bench/RESULTS.md), so a larger bound changes nothing.
         self.rows = min(fitting if max_rows is None else max_rows, useful)
+        self._is_shared = model.is_shared
 
     def slices(self, within: slice) -> Iterator[slice]:
         """Some prompts, in passes that fit."""
@@ -58,8 +61,13 @@ class RowBudget:
         """Makes passes half as large after one did not fit.
 
         Raises:
-            MeasurementError: A pass already had one row.
+            MeasurementError: A pass already had one row, or other processes wait in the middle of that pass.
         """
+        if self._is_shared:
+            raise MeasurementError(
+                "Memory ran out in a process of a launch that holds one model together, and the others cannot start that pass again. Start "
+                f"anew with engine.max_rows={max(1, self.rows // 2)} or less."
+            ) from error
         if self.rows == 1:
             raise MeasurementError(
                 "Memory ran out in a pass with a single prompt. Take a smaller model or dtype "
@@ -125,6 +133,12 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(psutil.virtual_memory().available)
+
+
+def free_room(model: HookedModel) -> int:
+    """Memory that can be had now where a model computes; the least of all processes that hold it together, whose passes are the same."""
+    free = free_bytes(model.device)
+    return least(free) if model.is_shared else free
 
 
 def row_bytes(model: HookedModel, n_pos: int) -> int:

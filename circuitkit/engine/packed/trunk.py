@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.engine.packed.layout import Layout
-from circuitkit.engine.packed.memory import free_bytes
+from circuitkit.engine.packed.memory import free_room
 from circuitkit.models.cache import KeysValues
 from circuitkit.models.hooked import HookedModel, Layer
 
@@ -72,7 +72,7 @@ class Trunk:
         self._n_layers = model.n_layers
         self.kv: dict[int, KeysValues] = {}
         a_layer = n_prompts * n_pos * (model.d_model + model.n_heads * model.d_head) * model.dtype.itemsize
-        fitting = max(1, int(0.3 * free_bytes(model.device) // a_layer))
+        fitting = max(1, int(0.3 * free_room(model) // a_layer))
         self.stride = -(-model.n_layers // fitting)
 
     def valid_until(self, mask: Bool[Tensor, " node"]) -> int:

@@ -15,7 +15,7 @@ from circuitkit.core.records import Step
 from circuitkit.core.shapes import Masks
 from circuitkit.core.universe import Universe
 from circuitkit.engine.base import Engine
-from circuitkit.engine.packed.memory import free_bytes, is_out_of_memory
+from circuitkit.engine.packed.memory import free_room, is_out_of_memory
 from circuitkit.models.precision import as_float32, is_half, why_not_float32
 
 _log = logging.getLogger(__name__)
@@ -142,5 +142,5 @@ def replayed(universe: Universe, steps: Sequence[Step]) -> list[Tensor]:
 def _too_large(engine: Engine) -> str:
     """Why the weights do not fit as float32, if they do not. They take twice what they take now."""
     more = sum(parameter.numel() * parameter.itemsize for parameter in engine.model.hf.parameters())
-    free = free_bytes(engine.model.device)
+    free = free_room(engine.model)
     return f"its weights take {more / 2**30:.1f} GiB more, and {free / 2**30:.1f} GiB are free" if 1.2 * more > free else ""
