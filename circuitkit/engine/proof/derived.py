@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from circuitkit.core.errors import ModelError
 from circuitkit.core.node import Node
 from circuitkit.core.shapes import Acts
 from circuitkit.engine.oracle.nodes import ReferenceEngine
@@ -24,6 +25,11 @@ DERIVATIVE_TOLERANCE = 0.02
 
 def addends(patient: Patient) -> Check:
     """What a layer adds to the residual stream is what its attention and its MLP add."""
+    if not patient.model.architecture.additive:
+        raise ModelError(
+            f"In {patient.model.name} what attention and MLP give goes through a norm before it is added, and the table does not name that "
+            "norm, so the addends cannot be compared with what the layer adds."
+        )
     seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def visit(layer: Layer) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 SPREAD = 0.3
 """Of whatever is added to a weight that transformers starts at a fixed value, such as a norm's or a bias."""
 
 
-def draw(model: PreTrainedModel, seed: int, gain: float = 1.2) -> None:
+def draw(model: nn.Module, seed: int, gain: float = 1.2) -> None:
     """Draws all weights anew, in place, by the order of their names.
 
     A matrix that transformers draws around 0 gets a standard deviation of ``gain / sqrt(inputs)``, so that the residual stream keeps its
@@ -18,7 +17,13 @@ def draw(model: PreTrainedModel, seed: int, gain: float = 1.2) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     flipped = {id(module.weight) for module in model.modules() if type(module).__name__ == "Conv1D"}  # GPT-2: inputs first
-    embeddings = {id(module.weight): _spread(model, module) for module in model.modules() if isinstance(module, nn.Embedding)}
+    unembeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    # An embedding that unembeds too is smaller, so that logits do not saturate.
+    embeddings = {
+        id(module.weight): module.embedding_dim**-0.25 if id(module.weight) in unembeddings else 1.0
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    }
     with torch.no_grad():
         for _, weight in sorted(model.named_parameters()):  # a tied table comes once
             if not weight.is_floating_point():
@@ -31,13 +36,6 @@ def draw(model: PreTrainedModel, seed: int, gain: float = 1.2) -> None:
             else:
                 inputs = weight.shape[0] if id(weight) in flipped else weight.shape[1:].numel() if weight.ndim > 3 else weight.shape[-1]
                 weight.copy_(noise * gain / inputs**0.5)
-
-
-def _spread(model: PreTrainedModel, embedding: nn.Embedding) -> float:
-    """Of an embedding; smaller if it unembeds too, so that logits do not saturate."""
-    unembed = model.get_output_embeddings()
-    tied = unembed is not None and unembed.weight is embedding.weight
-    return float(embedding.embedding_dim**-0.25) if tied else 1.0
 
 
 def _is_drawn(weight: Tensor) -> bool:
