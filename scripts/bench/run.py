@@ -4,6 +4,8 @@
     python scripts/bench/run.py knockout --write    # and puts it into scripts/bench/RESULTS.md
     python scripts/bench/run.py all --quick         # sees that every table runs
 
+    python scripts/bench/run.py models --write      # what works for every type of model, into scripts/bench/MODELS.md
+
 Every row is timed in turns with its competitors in one process, on the same weights, prompts and threads. FLOPs are counted in runs
 of their own by torch's flop counter; limits are computed from shapes (limits.py says what they assume).
 """
@@ -22,8 +24,10 @@ import torch
 
 from bench.measure import Options, heading, say, write_section
 
-TABLES = ("knockout", "search", "edges", "gradients", "overhead", "packing", "positions", "gpu")
+TABLES = ("knockout", "search", "edges", "gradients", "overhead", "packing", "positions", "gpu", "models")
 RESULTS = Path(__file__).with_name("RESULTS.md")
+MODELS = Path(__file__).with_name("MODELS.md")
+"""Where the table of models goes; it is long, and says nothing about speed."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, help="instead of the table's own number")
     parser.add_argument("--part", type=float, default=0.25, help="of its candidates that a slow competitor runs a round (0.25)")
     parser.add_argument("--no-peer", action="store_true", help="without TransformerLens")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {RESULTS.name}, or {MODELS.name}")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     torch.set_grad_enabled(False)
@@ -50,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(text)
         say(f"{name}: {time.perf_counter() - start:.0f} s")
         if chosen.write:
-            write_section(RESULTS, name, text)
+            write_section(MODELS if name == "models" else RESULTS, name, text)
 
 
 if __name__ == "__main__":

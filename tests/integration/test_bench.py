@@ -19,7 +19,7 @@ from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.metrics import LogitDiff
 from circuitkit.patchers import Mean
 
-TABLES = ("knockout", "search", "edges", "overhead", "packing", "positions", "gpu")
+TABLES = ("knockout", "search", "edges", "overhead", "packing", "positions", "gpu", "models")
 
 
 @pytest.fixture(autouse=True)

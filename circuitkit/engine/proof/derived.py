@@ -1,0 +1,99 @@
+"""Checks of what rests on a model's parts: that they add up to each layer, edges, and gradients. All against plain passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from circuitkit.core.errors import ModelError
+from circuitkit.core.node import Node
+from circuitkit.core.shapes import Acts
+from circuitkit.engine.oracle.nodes import ReferenceEngine
+from circuitkit.engine.proof.doctor import Patient
+from circuitkit.models.checks import Check, largest, relative, tolerance
+from circuitkit.models.hooked import Layer
+from circuitkit.patchers.base import Patcher
+
+N_EDGES = 6
+N_DIRECTIONS = 3
+STEP = 0.01
+"""How far soft masks are moved to either side: the error of the quotient is of the order of its square."""
+DERIVATIVE_TOLERANCE = 0.02
+
+
+def addends(patient: Patient) -> Check:
+    """What a layer adds to the residual stream is what its attention and its MLP add."""
+    if not patient.model.architecture.additive:
+        raise ModelError(
+            f"In {patient.model.name} what attention and MLP give goes through a norm before it is added, and the table does not name that "
+            "norm, so the addends cannot be compared with what the layer adds."
+        )
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def visit(layer: Layer) -> None:
+        resid, parts = layer.resid, layer.attention_out + layer.mlp_out
+        seen[layer.index] = parts, layer.out - resid
+
+    patient.model.run(patient.prompts.clean, visit, **patient.prompts.padding(slice(0, len(patient.prompts))))
+    differences = [relative(parts, whole) for parts, whole in seen.values()]
+    what = "what attention and MLP add = what the layer adds to the residual stream"
+    return Check.of("addends", what, largest(differences), tolerance(patient.model))
+
+
+def edges(patient: Patient) -> Check:
+    """Single edges, and random masks of edges, score what the naive path says."""
+    engine = patient.engine(patient.model, patient.prompts, patient.resample, patient.metric).edges()
+    naive, universe = engine.oracle, engine.universe
+    some = [universe.unit(place * len(universe) // N_EDGES) for place in range(min(N_EDGES, len(universe)))]
+    masks = torch.rand(2, len(universe), generator=torch.Generator().manual_seed(0)) < torch.tensor([[0.5], [0.9]])
+    found, expected = (torch.cat([each.alone(some), each.score(masks)]) for each in (engine, naive))
+    what = f"{len(some)} of {len(universe)} edges alone and {len(masks)} masks of edges = the naive path"
+    return Check.of("edges", what, relative(found, expected), tolerance(patient.model))
+
+
+def gradients(patient: Patient) -> Check:
+    """Derivatives of the metric by soft masks are the difference quotients of the naive path."""
+    model, prompts, universe = patient.model, patient.prompts, patient.model.universe
+    generator = torch.Generator().manual_seed(0)
+    mask = 0.3 + 0.4 * torch.rand(len(universe), generator=generator)
+    found, expected = [], []
+    for patcher in (patient.zero, patient.resample):
+        derivative = patient.engine(model, prompts, patcher, patient.metric).gradients().grad(mask).cpu().double()
+        for _ in range(N_DIRECTIONS):
+            direction = torch.rand(len(universe), generator=generator) * 2 - 1
+            found.append(derivative @ direction.double())
+            ahead, behind = (
+                ReferenceEngine(model, prompts, Soft(patcher, dict(zip(universe.nodes, soft.tolist(), strict=True))), patient.metric)
+                .score(universe.empty()[None])
+                .double()
+                .mean()
+                for soft in (mask + STEP * direction, mask - STEP * direction)
+            )
+            expected.append((ahead - behind) / (2 * STEP))
+    what = f"derivatives by soft masks in {len(found)} directions = difference quotients of the naive path"
+    return Check.of("gradients", what, relative(torch.stack(found), torch.stack(expected)), DERIVATIVE_TOLERANCE)
+
+
+class Soft(Patcher):
+    """Mixes what a component computes with what another patcher gives: a soft mask, for the naive path. Final.
+
+    Args:
+        patcher: What a mask of 0 gives.
+        mask: The share of each component that is left.
+    """
+
+    reads_activation = True
+
+    def __init__(self, patcher: Patcher, mask: Mapping[Node, float]) -> None:
+        self.patcher = patcher
+        self.mask = mask
+        self.needs = patcher.needs
+
+    def patch(self, act: Acts, source: Acts | None, site: Node) -> Acts:
+        return self.mask[site] * act + (1 - self.mask[site]) * self.patcher.patch(act, source, site)
+
+
+DERIVED_CHECKS: tuple[Callable[[Patient], Check], ...] = (addends, edges, gradients)
+"""In the order in which they are best read."""
