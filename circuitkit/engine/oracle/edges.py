@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,14 +34,12 @@ class Seen:
         mlp: Outputs of the MLPs likewise, before any norm behind them.
         read: What the norm before a receiver was given, or where there is none the receiver itself: under ``("heads", layer)``,
             ``("mlp", layer)``, ``("logits", 0)``.
-        normed: What the norms behind attention and MLP were given.
         logits: At the last position, float32.
     """
 
     z: dict[int, Tensor] = field(default_factory=dict)
     mlp: dict[int, Tensor] = field(default_factory=dict)
     read: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    normed: dict[nn.Module, Tensor] = field(default_factory=dict)
     logits: Logits | None = None
 
 
@@ -143,25 +140,31 @@ class ReferenceEdges(EdgeEngine):
     def _reads(self, dst: Node, senders: list[Node], now: Seen) -> Tensor:
         """What a receiver reads when some senders give what the patcher says, and all else is as in a run.
 
-        A norm behind an attention or an MLP is given the sum in which just these senders are replaced; the stream takes up what it makes
-        of that in the place of what it made of the sum as it was.
+        A norm behind an attention or an MLP is given what comes of its senders' outputs when just these are replaced; the stream takes up
+        what it makes of that in the place of what it made of them as they were.
         """
-        read, sums = now.read[_place(dst)], dict(now.normed)
+        read = now.read[_place(dst)]
+        behind: dict[nn.Module, list[Node]] = {}
         for node in senders:
             norm = None if node == INPUT else norm_behind(self.engine.model, node.layer, "mlp" if node.kind is Kind.MLP else "attention")
-            gives, sent = self._gives_whole(node, _gives(node, now)), self._gives_whole(node, self._sent(node, now))
             if norm is None:
-                read = read + sent - gives
+                read = read + self._adds(node, self._sent(node, now)) - self._adds(node, _gives(node, now))
             else:
-                sums[norm] = sums[norm] + sent - gives
+                behind.setdefault(norm, []).append(node)
         with torch.no_grad():
-            for norm, changed in sums.items():
-                if changed is not now.normed[norm]:
-                    read = read + norm(changed) - norm(now.normed[norm])
+            for norm, nodes in behind.items():
+                if nodes[0].kind is Kind.MLP:
+                    read = read + norm(self._sent(nodes[0], now)) - norm(_gives(nodes[0], now))
+                    continue
+                project, before = self.engine.model.module(nodes[0].layer, "out_proj"), now.z[nodes[0].layer]
+                after = before.clone()
+                for node in nodes:
+                    after[..., node.head, :] = self._sent(node, now)
+                read = read + norm(project(after.flatten(-2))) - norm(project(before.flatten(-2)))
         return read
 
-    def _gives_whole(self, node: Node, gives: Tensor) -> Tensor:
-        """What a sender that gives this adds to the sum of its attention, up to a constant; for an MLP or the embedding that itself."""
+    def _adds(self, node: Node, gives: Tensor) -> Tensor:
+        """What a sender that gives this adds to the residual stream as it is; for a head up to a constant."""
         if node.kind is not Kind.HEAD:
             return gives
         alone = gives.new_zeros(*gives.shape[:-1], self.engine.model.n_heads, gives.shape[-1])
@@ -246,9 +249,6 @@ class ReferenceEdges(EdgeEngine):
             stack.enter_context(_before(reader(model, layer, "attention"), self._reading(("heads", layer), given, seen)))
             stack.enter_context(_before(model.module(layer, "out_proj"), heads))
             stack.enter_context(_before(reader(model, layer, "mlp"), self._reading(("mlp", layer), given, seen)))
-            for norm in (norm_behind(model, layer, "attention"), norm_behind(model, layer, "mlp")):
-                if norm is not None:
-                    stack.enter_context(_before(norm, partial(seen.normed.setdefault, norm)))
             handles = [model.module(layer, "mlp").register_forward_hook(mlp)]
             if given.ports is not None and given.ports[0] == layer:
                 for path in model.architecture.query_key_value:
