@@ -173,13 +173,14 @@ def _readout(
     biases = torch.zeros(len(prompts), dtype=torch.double)
     if getattr(head, "bias", None) is not None:
         biases += between(head.bias)
-    if getattr(norm, "bias", None) is not None:
-        biases += read @ norm.bias.detach().cpu().double()
-    read, resid = read * norm.weight.detach().cpu().double(), resid.double()
-    if isinstance(norm, nn.LayerNorm):  # it reads what differs from the mean over the dimensions
-        read, resid = (each - each.mean(-1, keepdim=True) for each in (read, resid))
-    eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
-    return read / (resid.pow(2).mean(-1, keepdim=True) + eps).sqrt(), biases
+    held = _held(norm, resid, norm.weight.device)
+    return held.back(read), biases + read @ held.offset
+
+
+def _held(norm: nn.Module, read: Float[Tensor, "prompt d_model"], device: torch.device) -> HeldNorm:
+    """A norm with its scale held at what it is for what it reads, on the CPU and in float64."""
+    held = HeldNorm.at(norm, read.to(device, torch.float32))
+    return HeldNorm(held.scale.cpu().double(), held.offset.cpu().double(), held.is_centred)
 
 
 def _behind(
@@ -190,8 +191,7 @@ def _behind(
     norm = norm_behind(model, layer, part)
     if norm is None:
         return direction, direction.new_zeros(len(direction))
-    held = HeldNorm.at(norm, out.to(model.device_of(layer), torch.float32))
-    held = HeldNorm(held.scale.cpu().double(), held.offset.cpu().double(), held.is_centred)
+    held = _held(norm, out, model.device_of(layer))
     return held.back(direction), direction @ held.offset
 
 

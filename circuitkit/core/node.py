@@ -83,7 +83,8 @@ class Kind(str, Enum):
 
 
 FEATURE_SITES = {"a": Site.ATTN_OUT, "m": Site.MLP_OUT, "r": Site.RESID_POST}
-"""Where a dictionary can lie, by the letter that names its features."""
+"""Where a dictionary can lie, by the letter that names its features. ``attn_out`` and ``mlp_out`` mean for it what is added to the residual
+stream: behind a norm that may lie there."""
 _LETTERS = {site: letter for letter, site in FEATURE_SITES.items()}
 _SITES = {Kind.INPUT: Site.EMBED, Kind.HEAD: Site.Z, Kind.ATTENTION: Site.Z, Kind.MLP: Site.MLP_OUT, Kind.NEURON: Site.MLP_ACT,
           Kind.LOGITS: Site.LOGITS}  # fmt: skip

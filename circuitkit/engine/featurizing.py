@@ -78,7 +78,8 @@ def _sizes(universe: NodeUniverse) -> dict[Place, int]:
 
 
 FEATURE_PLACES = (Site.ATTN_OUT, Site.MLP_OUT, Site.RESID_POST)
-"""Sites at which features can be units, in the order of computation."""
+"""Sites at which features can be units, in the order of computation. Where a norm lies behind attention or MLP, features are of what that
+adds to the residual stream, while a head or an MLP as a unit is replaced before it."""
 
 
 def _check_contradictions(universe: NodeUniverse, patcher: Patcher) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -100,7 +99,7 @@ def chosen(types: str | Sequence[str]) -> tuple[str, ...]:
         raise ConfigError("No type of model was named. Set job.types to some, such as job.types=[llama,gemma3_text], or to all.")
     for each in wanted:
         if each not in known:
-            raise ConfigError(unknown_choice(f"type of causal language model in transformers {transformers.__version__}", each, known))
+            raise ConfigError(unknown_choice(f"type of causal language model in transformers {versions()['transformers']}", each, known))
     return wanted
 
 
@@ -223,7 +222,7 @@ def broken(error: BaseException) -> str:
 
 def made_with() -> str:
     """What the rows hold for."""
-    return f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"torch {torch.__version__}, transformers {versions()['transformers']}"
 
 
 def show(reports: Sequence[TypeReport], console: Console) -> None:

@@ -2,8 +2,8 @@
 
 Everything goes through nnsight; within ``bare.unwrapped`` the model runs without it. In one pass the sites of a layer must be touched in
 the order in which the model computes them: ``resid``, attention (``projections_in``, ``skip_projections``, ``z``, ``skip_out_proj``,
-``attention_out``; or ``skip_attention``),
-MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_act``, ``mlp_out``; or ``skip_mlp``), ``out``.
+``attention_out``; or ``skip_attention``), ``attention_added``,
+MLP (``mlp_norm_in``, ``mlp_in``, ``mlp_act``, ``mlp_out``; or ``skip_mlp``), ``mlp_added``, ``out``.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Layer:
         self._mlp_reader = _descend(block, architecture.mlp_norm or architecture.mlp)
         self._mlp = _descend(block, architecture.mlp)
         self._mlp_out_proj = _descend(block, architecture.mlp_out_proj)
+        self._attention_post_norm = _descend(block, architecture.attention_post_norm) if architecture.attention_post_norm else None
+        self._mlp_post_norm = _descend(block, architecture.mlp_post_norm) if architecture.mlp_post_norm else None
         behind = (architecture.query_norm, architecture.key_norm, "")
         paths = [[path, norm] for path, norm in zip(architecture.query_key_value, behind, strict=False)]
         self._projections = [[_descend(block, path) for path in pair if path] for pair in paths]
@@ -80,12 +82,24 @@ class Layer:
 
     @property
     def attention_out(self) -> Resid:
-        """What the attention adds to the residual stream; where a norm lies behind it, what that reads."""
+        """What the attention gives: what it adds to the residual stream, or what the norm reads that lies behind it."""
         return self._attention.output[0]
 
     @attention_out.setter
     def attention_out(self, value: Resid) -> None:
         self._attention.output = (value, *self._attention.output[1:])
+
+    @property
+    def attention_added(self) -> Resid:
+        """What the attention adds to the residual stream, behind a norm that lies there."""
+        return self.attention_out if self._attention_post_norm is None else self._attention_post_norm.output
+
+    @attention_added.setter
+    def attention_added(self, value: Resid) -> None:
+        if self._attention_post_norm is None:
+            self.attention_out = value
+        else:
+            self._attention_post_norm.output = value
 
     @property
     def pattern(self) -> Float[Tensor, "row head query key"]:
@@ -121,12 +135,24 @@ class Layer:
 
     @property
     def mlp_out(self) -> Resid:
-        """What the MLP adds to the residual stream; where a norm lies behind it, what that reads."""
+        """What the MLP gives: what it adds to the residual stream, or what the norm reads that lies behind it."""
         return self._mlp.output
 
     @mlp_out.setter
     def mlp_out(self, value: Resid) -> None:
         self._mlp.output = value
+
+    @property
+    def mlp_added(self) -> Resid:
+        """What the MLP adds to the residual stream, behind a norm that lies there."""
+        return self.mlp_out if self._mlp_post_norm is None else self._mlp_post_norm.output
+
+    @mlp_added.setter
+    def mlp_added(self, value: Resid) -> None:
+        if self._mlp_post_norm is None:
+            self.mlp_out = value
+        else:
+            self._mlp_post_norm.output = value
 
     @property
     def out(self) -> Resid:
@@ -154,11 +180,11 @@ class Layer:
         self._out_proj.skip(out)
 
     def skip_attention(self, out: Resid) -> None:
-        """Does not compute the attention; ``out`` is added to the residual stream instead, through a norm that lies behind."""
+        """Does not compute the attention; ``out`` is what it would give. ``attention_added`` can be seen then only behind a norm."""
         self._attention.skip((out, None))
 
     def skip_mlp(self, out: Resid) -> None:
-        """Does not compute the MLP; ``out`` is added to the residual stream instead, through a norm that lies behind."""
+        """Does not compute the MLP; ``out`` is what it would give."""
         self._mlp.skip(out)
 
 

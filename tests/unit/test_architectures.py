@@ -31,7 +31,12 @@ VARIANTS = {
     "qwen3": {**GATED, "num_key_value_heads": 4, "head_dim": 8},
     "gemma2 grouped": {**GATED, "head_dim": 12, "sliding_window": 3},
     "gemma2 single": {**GATED, "num_key_value_heads": 1, "head_dim": 16},
-    "gemma3_text grouped": {**GATED, "head_dim": 12, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma3_text grouped": {
+        **GATED,
+        "head_dim": 12,
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "olmo2 grouped": GATED,
     "olmo2": {**GATED, "num_key_value_heads": 4},
     "olmo3 grouped": {**GATED, "sliding_window": 3},

@@ -15,10 +15,11 @@ from circuitkit.core.node import Kind, Site
 from circuitkit.core.universe import Universe
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.packed.engine import PackedEngine
-from circuitkit.featurizers import Dictionary, Rotation, random_dictionary
+from circuitkit.featurizers import Dictionary, Identity, Rotation, random_dictionary
 from circuitkit.featurizers.activations import JumpReLU, TopK
 from circuitkit.metrics import LogitDiff
 from circuitkit.models import slices
+from circuitkit.patchers import Zero
 
 TOLERANCE = 2e-5
 FEW = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
@@ -139,3 +140,27 @@ def test_every_family_and_kind(family, kind):
         assert difference(found, expected) < TOLERANCE
         assert difference(found[2], found[3]) > 0.01, "removing every unit changed nothing"
         assert difference(found[3], naive.clean_logits()) < TOLERANCE
+
+
+@pytest.mark.parametrize("site", [Site.ATTN_OUT, Site.MLP_OUT])
+@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
+def test_features_lie_behind_the_norm_that_lies_behind_attention_or_mlp(family, site):
+    """A dimension set to zero: in what is added to the stream, and not in what the norm reads, whose scale would change."""
+    model, prompts = shared_model(family), tiny_prompts(4)
+    universe = Universe.of_features(3, 2, {(site, 1): model.d_model}, errors=False)
+    norm = model.module(1, "attention_post_norm" if site is Site.ATTN_OUT else "mlp_post_norm")
+    mask = universe.without(universe.full(), [universe.nodes[3]])
+
+    def silence(module, args, out):
+        out = out.clone()
+        out[..., 3] = 0
+        return out
+
+    handle = norm.register_forward_hook(silence)
+    try:
+        expected = model.hf(prompts.clean).logits[:, -1].float()
+    finally:
+        handle.remove()
+    for engine in (PackedEngine, ReferenceEngine):
+        found = logits_of(engine(model, prompts, Zero(), LogitDiff(), universe, {(site, 1): Identity(model.d_model)}), mask[None])
+        assert difference(found[0], expected) < TOLERANCE

@@ -48,7 +48,7 @@ from circuitkit.patchers import Mean, Resample, Zero
 POST_NORM = ("gemma2", "olmo2")
 LEVELS = (Level.EDGE_QKV, Level.EDGE)
 WAYS = ("recompute", "freeze")
-TOLERANCE = 3e-5  # of the spread of the logit differences
+TOLERANCE = 1e-5  # of the spread of the logit differences
 
 
 def edges_of(engine: Engine, keep: float = 0.6, seed: int = 0, **options) -> EdgeEngine:
@@ -205,7 +205,7 @@ def post_norm_model(dtype: torch.dtype = torch.float32) -> HookedModel:
         hf.model.norm.weight.fill_(2.0**20)
         hf.model.embed_tokens.weight[:2] = torch.tensor([[1.0, 3, 0, 0], [1, 5 / 3, 0, 0]])
         layer.self_attn.v_proj.weight[0, 1] = 1.0  # heads share keys and values
-        layer.self_attn.o_proj.weight[2, 0], layer.self_attn.o_proj.weight[3, 2] = 3.0, 4.0
+        layer.self_attn.o_proj.weight[2, 0], layer.self_attn.o_proj.weight[3, model.d_head] = 3.0, 4.0
         layer.mlp.act_fn = torch.nn.ReLU()
         layer.mlp.gate_proj.weight[:2, 0] = 1.0
         layer.mlp.up_proj.weight[0, 3], layer.mlp.up_proj.weight[1, 0] = 1.0, 1.2
@@ -705,10 +705,9 @@ def test_the_first_layer_into_which_an_edge_is_removed(level):
     into = [n_layers if edge.dst == LOGITS else edge.dst.layer for edge in universe.edges]
     expected = [min([layer for layer, kept in zip(into, mask.tolist(), strict=True) if not kept], default=n_layers + 1) for mask in masks]
     assert engine._pruned.first_layers(masks).tolist() == expected and {n_layers, n_layers + 1} < set(expected)
-    removed = _Removed(universe, masks[2:4], engine.passes.layers)
+    removed = _Removed(universe, masks[2:4])
     for place, edge in enumerate(universe.edges):
         gone = ~masks[2:4, place]
         assert removed.any(edge.dst) or not gone.any()
         if gone.any():
-            senders, table = removed._into[edge.dst]
-            assert table[:, senders.index(edge.src)].tolist() == gone.tolist() and edge.src in removed.senders
+            assert removed._into[edge.dst][edge.src].tolist() == gone.tolist() and edge.src in removed.senders

@@ -96,7 +96,7 @@ def test_many_gradients_through_a_norm_at_once(family, rules):
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "olmo2"])
 def test_a_norm_with_its_scale_held_takes_a_sum_term_by_term(family):
     model = tiny_model(family, dtype=torch.float64)
-    norm = norms(model)[0]
+    norm = norms(model)[-1]
     terms = torch.randn(3, 2, 4, model.d_model, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole, direction = terms.sum(0), torch.randn(2, 4, model.d_model, dtype=torch.float64)
     with torch.no_grad():

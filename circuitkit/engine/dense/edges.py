@@ -253,27 +253,14 @@ class DenseEdges(DensePass):
         def record(place: Place, act: Tensor) -> Tensor:
             site, layer = place
             apart = self._values.at(place, act, rows) - act
-            part = len(differences.parts)
-            if site is Site.MLP_OUT and self._norms[part] is not None:
-                differences.outs[part] = act
             if site is Site.Z:
                 heads = self._heads[layer]
-                differences.add(apart if len(heads) == self._model.n_heads else apart[:, :, heads], heads_of=layer)
+                differences.add(apart if len(heads) == self._model.n_heads else apart[:, :, heads], act, heads_of=layer)
             else:
-                differences.add(apart)
+                differences.add(apart, act)
             return act
 
-        def record_out(part: int, act: Tensor) -> Tensor:
-            differences.outs[part] = act
-            return act
-
-        attentions = {
-            (Site.ATTN_OUT, layer): partial(record_out, part)
-            for part, ((site, layer), norm) in enumerate(zip(self._senders, self._norms, strict=True))
-            if site is Site.Z and norm is not None
-        }
         with ExitStack() as stack:
-            stack.enter_context(differentiable.edited(self._model, attentions))
             stack.enter_context(differentiable.own_keys_and_values(self._model))
             stack.enter_context(differentiable.edited(self._model, self._replaced(rows)))
             stack.enter_context(differentiable.edited(self._model, {place: partial(record, place) for place in self._senders}))

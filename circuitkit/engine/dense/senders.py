@@ -40,6 +40,19 @@ class HeadMatrices:
             self._writers[layer] = self._chosen(writers(self._model, layer), layer)
         return _by_head(z.transpose(0, 1), self._writers[layer], out)
 
+    def members(self, layer: int, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token some d_head"]:
+        """Of the outputs of all heads of a layer those of these heads."""
+        return z if len(self._heads[layer]) == self._model.n_heads else z[:, list(self._heads[layer])]
+
+    def rest(self, layer: int, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
+        """What all other heads of a layer give together, with the bias."""
+        return self.together(layer, z.index_fill(1, torch.tensor(self._heads[layer], device=z.device), 0)).to(z.dtype)
+
+    def together(self, layer: int, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
+        """What all heads of a layer give together, with the bias, in the model's dtype."""
+        out: Tensor = self._model.module(layer, "out_proj").forward(z.flatten(-2).to(self._model.dtype))
+        return out
+
     def read(self, layer: int, port: int, normed: Float[Tensor, "head token d_model"]) -> Float[Tensor, "head token d_head"]:
         """What heads make of normed residual streams of their own: queries (0), keys (1) or values (2)."""
         joint = self._joint(layer, port)
@@ -118,18 +131,26 @@ class Differences:
 
     Attributes:
         parts: The differences.
-        outs: What parts with a norm behind them give as a whole, by their place.
+        acts: What flows in parts with a norm behind them, by their place: outputs of all heads of a layer, or of an MLP.
     """
 
     def __init__(self, matrices: HeadMatrices, norms: Sequence[nn.Module | None]) -> None:
         self.parts: list[Float[Tensor, "row pos ..."]] = []
-        self.outs: dict[int, Float[Tensor, "row pos d_model"]] = {}
+        self.acts: dict[int, Float[Tensor, "row pos ..."]] = {}
         self._norms = norms
         self._matrices = matrices
         self._layers: list[int | None] = []
 
-    def add(self, apart: Float[Tensor, "row pos ..."], heads_of: int | None = None) -> None:
-        """The next senders: the heads of a layer, or for None one that writes into the residual stream itself."""
+    def add(self, apart: Float[Tensor, "row pos ..."], act: Float[Tensor, "row pos ..."], heads_of: int | None = None) -> None:
+        """The next senders.
+
+        Args:
+            apart: Their differences.
+            act: What flows there, of all heads of the layer where they are heads. Held only if a norm lies behind.
+            heads_of: The layer whose heads they are; None for one sender that writes into the residual stream itself.
+        """
+        if self._norms[len(self.parts)] is not None:
+            self.acts[len(self.parts)] = act
         self.parts.append(apart)
         self._layers.append(heads_of)
 
@@ -137,16 +158,16 @@ class Differences:
         """The same senders with every tensor changed."""
         other = Differences(self._matrices, self._norms)
         other.parts, other._layers = [change(part) for part in self.parts], self._layers
-        other.outs = {part: change(out) for part, out in self.outs.items()}
+        other.acts = {part: change(act) for part, act in self.acts.items()}
         return other
 
     def tensors(self, n_parts: int) -> list[Float[Tensor, "row pos ..."]]:
         """All that streams of receivers behind so many parts are made of: for ``mixed``, at few tokens."""
-        return [*self.parts[:n_parts], *(self.outs[part] for part in self._normed(n_parts))]
+        return [*self.parts[:n_parts], *(self.acts[part] for part in self._normed(n_parts))]
 
     def width(self, n_parts: int, receivers: int, senders: int) -> int:
         """How many vectors ``mixed`` holds for a token."""
-        return senders + 4 * receivers * len(self._normed(n_parts))
+        return senders * (3 if self._normed(n_parts) else 1) + 4 * receivers * len(self._normed(n_parts))
 
     def mixed(
         self,
@@ -156,21 +177,37 @@ class Differences:
         tensors: Sequence[Float[Tensor, "token ..."]],
     ) -> Float[Tensor, "receiver token d_model"]:
         """The streams that receivers read when their senders are replaced to these extents."""
-        normed = self._normed(n_parts)
-        written = self.written(tensors[:n_parts])
-        removed = removed.to(written)
-        if not normed:
-            return resid + (removed @ written.flatten(1)).unflatten(1, resid.shape)
-        counts = self._counts(tensors[:n_parts])
-        streams = resid.to(written).expand(len(removed), *resid.shape)
-        outs = dict(zip(normed, tensors[n_parts:], strict=True))
-        for part, (weights, own) in enumerate(zip(removed.split(counts, 1), written.split(counts), strict=True)):
-            change = (weights @ own.flatten(1)).unflatten(1, resid.shape)
+        if not self._normed(n_parts):
+            written = self.written(tensors[:n_parts])
+            return resid + (removed.to(written) @ written.flatten(1)).unflatten(1, resid.shape)
+        dtype = accumulator(resid.dtype)
+        removed = torch.cat([removed.to(dtype), removed.new_zeros(1, removed.shape[1], dtype=dtype)])  # nothing, last
+        acts = dict(zip(self._normed(n_parts), tensors[n_parts:], strict=True))
+        streams = resid.to(dtype).expand(len(removed) - 1, *resid.shape)
+        for part, weights in enumerate(removed.split(self._counts(tensors[:n_parts]), 1)):
             norm = self._norms[part]
-            if norm is not None:  # the norm of the sum in which just these senders are replaced
-                change = norm((outs[part] + change).to(resid.dtype)).to(written) - norm(outs[part]).to(written)
-            streams = streams + change
+            if norm is None:
+                written = self._writes(tensors[part].to(dtype), self._layers[part])
+                streams = streams + (weights[:-1] @ written.flatten(1)).unflatten(1, resid.shape)
+                continue
+            own, value, rest = self._summands(part, acts[part].to(dtype), tensors[part].to(dtype))
+            sums = ((1 - weights) @ own.flatten(1) + weights @ value.flatten(1)).unflatten(1, resid.shape) + rest
+            normed = norm(sums.to(resid.dtype)).to(dtype)
+            streams = streams + normed[:-1] - normed[-1:]
         return streams
+
+    def _summands(
+        self, part: int, act: Float[Tensor, "token ..."], apart: Float[Tensor, "token ..."]
+    ) -> tuple[Float[Tensor, "sender token d_model"], Float[Tensor, "sender token d_model"], Float[Tensor, "token d_model"]]:
+        """What the norm behind a part is given: what its senders give, what they give when they are removed, and the rest of the sum.
+
+        Not by differences: where all of a sum is replaced by zeros, these would leave rounding, and the norm would make it large.
+        """
+        layer = self._layers[part]
+        if layer is None:
+            return act[None], (act + apart)[None], torch.zeros_like(act)
+        own = self._matrices.members(layer, act)
+        return self._writes(own, layer), self._writes(own + apart, layer), self._matrices.rest(layer, act)
 
     def written(self, parts: Sequence[Float[Tensor, "token ..."]]) -> Float[Tensor, "sender token d_model"]:
         """What the first senders give at few tokens: of as many as differences are given there."""
@@ -191,7 +228,9 @@ class Differences:
         for part in self._normed(len(self.parts)):
             norm = self._norms[part]
             assert norm is not None
-            Slope.of(norm, self.outs[part], written.dtype).forward_(pieces[part])
+            layer, act = self._layers[part], self.acts[part]
+            out = act if layer is None else self._matrices.together(layer, act)
+            Slope.of(norm, out, written.dtype).forward_(pieces[part])
         return written
 
     def _normed(self, n_parts: int) -> list[int]:

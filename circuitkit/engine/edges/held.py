@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.node import INPUT, Kind, Node
 from circuitkit.core.shapes import Values
-from circuitkit.engine.edges.layers import Change, CircuitLayers, States
+from circuitkit.engine.edges.addends import NormedAddend, part_of
+from circuitkit.engine.edges.layers import CircuitLayers, States
 from circuitkit.engine.edges.sent import Sent, Sources, apart
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.engine.packed.memory import free_room, within_memory
-from circuitkit.models.blocks import Part
 from circuitkit.models.hooked import Heads, Resid
 from circuitkit.patchers.base import Patcher
 
@@ -67,20 +68,31 @@ class EdgePasses:
         """What the removal of a sender's edge does to the stream that its receiver reads, while all else is as in the clean run."""
         if node == INPUT:
             return apart(self.sent.value(node, clean.resid[0], sources), clean.resid[0])
-        layer, is_mlp = node.layer, node.kind is Kind.MLP
-        act = clean.mlp[layer] if is_mlp else clean.z[layer]
-        change = self.mlp_change(node, act, sources) if is_mlp else self.head_change(node, act, sources)
-        return self.layers.moved(layer, part_of(node), change, lambda: self.layers.given(layer, node.kind, act))
+        act = clean.mlp[node.layer] if node.kind is Kind.MLP else clean.z[node.layer]
+        if self.layers.is_normed(node.layer, part_of(node.kind)):
+            addend = self.addend(node.layer, [node], act, sources)
+            return addend.shift({node: torch.ones(1, dtype=torch.bool)}, len(act))
+        return self.change(node, act, sources)
 
-    def mlp_change(self, node: Node, out: Resid, sources: Sources) -> Change:
-        """By how much what a removed edge carries differs from what its MLP gives now."""
-        return apart(self.sent.value(node, out, sources), out)
+    def change(self, node: Node, act: Heads | Resid, sources: Sources) -> Shift:
+        """By how much what a removed edge carries differs from what its sender adds, where no norm lies behind.
 
-    def head_change(self, node: Node, z: Heads, sources: Sources) -> Change:
-        """The same for a head, from its layer's outputs as they are now: by how much it changes what its attention gives."""
+        Args:
+            node: A head or an MLP.
+            act: The outputs of its layer's heads, or of its MLP, as they are now.
+            sources: For these prompts.
+        """
+        if node.kind is Kind.MLP:
+            return apart(self.sent.value(node, act, sources), act)
         assert node.head is not None
-        act = z[..., node.head, :]
-        return self.layers.share(node.layer, node.head, self.sent.value(node, act, sources).to(act.device) - act)
+        own = act[..., node.head, :]
+        return self.layers.share(node.layer, node.head, self.sent.value(node, own, sources).to(own.device) - own)
+
+    def addend(self, layer: int, nodes: Sequence[Node], act: Heads | Resid, sources: Sources) -> NormedAddend:
+        """What some heads of a layer, or its MLP, add through the norm behind them. Other arguments as for ``change``."""
+        own = {node: act if node.kind is Kind.MLP else act[..., node.head, :] for node in nodes}
+        values = {node: self.sent.value(node, each, sources) for node, each in own.items()}
+        return NormedAddend(self.layers, layer, nodes[0].kind, act, values)
 
     def slice_of(self, node: Node, port: str) -> int:
         """Which slice of queries, keys or values a head reads."""
@@ -126,11 +138,6 @@ class EdgePasses:
 
         for _ in within_memory(budget.slices(slice(0, len(self._engine.prompts))), fill, budget, split):
             pass
-
-
-def part_of(node: Node) -> Part:
-    """The part of a layer through which a head or an MLP adds to the residual stream."""
-    return "mlp" if node.kind is Kind.MLP else "attention"
 
 
 def added(resid: Resid, shift: Shift) -> Resid:

@@ -6,7 +6,6 @@ queries, keys and values given), and norms, projections, MLPs and sums are appli
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,11 +18,6 @@ from circuitkit.engine.packed.replacements import Replacements
 from circuitkit.models import blocks
 from circuitkit.models.blocks import Part
 from circuitkit.models.hooked import Heads, HookedModel, Layer, Projections, Resid
-
-Rows = Float[Tensor, "*row pos d_model"]
-"""Of a pass, however many axes they have."""
-Change = Rows
-"""By how much something differs from what it is in another run, float32."""
 
 
 @dataclass
@@ -173,27 +167,12 @@ class CircuitLayers:
         """Whether a norm lies between what attention or MLP give and the residual stream."""
         return blocks.norm_behind(self.model, layer, part) is not None
 
-    def added(self, layer: int, part: Part, out: Rows) -> Rows:
+    def added(self, layer: int, part: Part, out: Resid) -> Resid:
         """What attention or MLP add to the residual stream where they give ``out``."""
         with torch.no_grad():
             return blocks.added(self.model, layer, part, out)
 
-    def moved(self, layer: int, part: Part, change: Change, out: Callable[[], Rows]) -> Change:
-        """By how much what attention or MLP add changes when what they give does.
-
-        Args:
-            layer: Of which layer.
-            part: Which of the two.
-            change: Of what they give.
-            out: That itself; asked for only where a norm lies behind, so that the change of what is added depends on it.
-        """
-        if not self.is_normed(layer, part):
-            return change
-        before = out()
-        after = (before.float() + change.to(before.device)).to(before.dtype)
-        return self.added(layer, part, after).float() - self.added(layer, part, before).float()
-
-    def share(self, layer: int, head: int, z: Float[Tensor, "row pos d_head"]) -> Change:
+    def share(self, layer: int, head: int, z: Float[Tensor, "row pos d_head"]) -> Resid:
         """What one head gives, without the bias, in float32."""
         alone = z.new_zeros(*z.shape[:-1], self.model.n_heads, self.model.d_head)
         bias = self.model.project(layer, alone[:1, :1]).float()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
 from dataclasses import replace
-from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.node import INPUT, LOGITS, PORTS, Kind, Level, Node
-from circuitkit.engine.edges.held import EdgePasses, part_of, repeated
-from circuitkit.engine.edges.layers import CircuitLayers
+from circuitkit.engine.edges.addends import NormedAddend, part_of
+from circuitkit.engine.edges.held import EdgePasses, repeated
 from circuitkit.engine.edges.sent import Sources
-from circuitkit.models.blocks import Part
 from circuitkit.models.hooked import Heads, Resid
 
 ByMask = Float[Tensor, "#mask prompt pos d_model"]
@@ -47,8 +45,8 @@ class PrunedEdges:
         """Logits of masks none of which removes an edge into a layer before ``start``."""
         clean, sources = self._passes.states(rows)
         model, n_masks = self._passes.model, len(masks)
-        removed = _Removed(self._passes.universe, masks, self._passes.layers)
-        removed.give({INPUT: self._passes.shift(INPUT, clean, sources)[None]}, lambda: clean.resid[0][None])
+        removed = _Removed(self._passes.universe, masks)
+        removed.changes[INPUT] = self._passes.shift(INPUT, clean, sources)[None]
         for layer in range(start):
             self._send(removed, layer, Kind.HEAD, clean.z[layer], sources, 1)
             self._send(removed, layer, Kind.MLP, clean.mlp[layer], sources, 1)
@@ -66,10 +64,11 @@ class PrunedEdges:
     def _send(self, removed: _Removed, layer: int, kind: Kind, act: Heads | Resid, sources: Sources, n_masks: int) -> None:
         """Notes by how much what removed edges from heads or MLP of a layer carry differs from what these give."""
         passes = self._passes
-        change: Callable[..., Tensor] = passes.head_change if kind is Kind.HEAD else passes.mlp_change
         senders = [node for node in removed.senders if node.layer == layer and node.kind is kind]
-        changes = {node: change(node, act, sources).unflatten(0, (n_masks, -1)) for node in senders}
-        removed.give(changes, lambda: passes.layers.given(layer, kind, act).unflatten(0, (n_masks, -1)))
+        if senders and passes.layers.is_normed(layer, part_of(kind)):
+            removed.addends[layer, kind] = passes.addend(layer, senders, act, sources)
+        else:
+            removed.changes |= {node: passes.change(node, act, sources).unflatten(0, (n_masks, -1)) for node in senders}
 
     def _heads(self, layer: int, resid: Resid, removed: _Removed, rows: slice) -> Heads:
         """What the heads of a layer give when each port reads a stream of its own."""
@@ -97,57 +96,45 @@ class PrunedEdges:
 
 
 class _Removed:
-    """Which edges some masks remove, receiver by receiver, and what that does to what receivers read. Final."""
+    """Which edges some masks remove, receiver by receiver, and what that does to what receivers read. Final.
 
-    def __init__(self, universe: EdgeUniverse, masks: Bool[Tensor, "mask edge"], layers: CircuitLayers) -> None:
+    Attributes:
+        senders: From whom some edge is removed.
+        changes: By how much what removed edges carry differs from what their senders add to the stream in this run.
+        addends: For senders with a norm behind them instead: what their attention or MLP adds as a whole.
+    """
+
+    def __init__(self, universe: EdgeUniverse, masks: Bool[Tensor, "mask edge"]) -> None:
         self.names_ports = universe.level is Level.EDGE_QKV
-        self._layers = layers
         self._n_masks = len(masks)
         places = (~masks).any(0).nonzero().flatten()
         senders = universe.src[places]
         receivers, counts = universe.dst[places].unique_consecutive(return_counts=True)  # edges are in the order of their receivers
         parts = zip(senders.split(counts.tolist()), (~masks[:, places]).split(counts.tolist(), 1), strict=True)
-        self._into: dict[Node, tuple[list[Node], Bool[Tensor, "mask sender"]]] = {
-            universe.receivers[dst]: ([universe.senders[src] for src in into.tolist()], removed)
+        self._into: dict[Node, dict[Node, Tensor]] = {
+            universe.receivers[dst]: {universe.senders[src]: one for src, one in zip(into.tolist(), removed.unbind(1), strict=True)}
             for dst, (into, removed) in zip(receivers.tolist(), parts, strict=True)
         }
         self.senders = [universe.senders[src] for src in senders.unique().tolist()]
-        self._changes: dict[Node, ByMask] = {}
-        self._outs: dict[tuple[int, Part], Callable[[], ByMask]] = {}
+        self.changes: dict[Node, ByMask] = {}
+        self.addends: dict[tuple[int, Kind], NormedAddend] = {}
 
     def any(self, dst: Node) -> bool:
         """Whether an edge into this receiver is removed."""
         return dst in self._into
-
-    def give(self, changes: Mapping[Node, ByMask], out: Callable[[], ByMask]) -> None:
-        """Takes by how much what removed edges carry differs from what their senders give.
-
-        Args:
-            changes: For each sender of one attention, or for an MLP, or for the embedding.
-            out: What that gives as a whole in this run. Not asked for, nor held, where it is added to the stream as it is.
-        """
-        self._changes |= changes
-        known = cache(out)
-        self._outs |= {key: known for key in map(self._norm_of, changes) if key is not None}
-
-    def _norm_of(self, src: Node) -> tuple[int, Part] | None:
-        """Behind which layer's attention or MLP the norm lies through which a sender adds to the stream; None for no norm."""
-        return (src.layer, part_of(src)) if src != INPUT and self._layers.is_normed(src.layer, part_of(src)) else None
 
     def applied(self, resid: Resid, dst: Node) -> Resid:
         """What a receiver reads, of what its neighbours read."""
         if dst not in self._into:
             return resid
         changed: Tensor = resid.float().unflatten(0, (self._n_masks, -1))
-        together: dict[tuple[int, Part], Tensor] = {}  # heads whose outputs a norm behind the attention takes as a sum
-        senders, removed = self._into[dst]
-        for place, src in enumerate(senders):
-            change = removed[:, place].float().view(-1, 1, 1, 1).to(resid.device) * self._changes[src].to(resid.device)
-            norm = self._norm_of(src)
-            if norm is None:
-                changed = changed + change
+        together: dict[tuple[int, Kind], dict[Node, Tensor]] = defaultdict(dict)
+        for src, removed in self._into[dst].items():
+            if src in self.changes:
+                changed = changed + removed.float().view(-1, 1, 1, 1).to(resid.device) * self.changes[src].to(resid.device)
             else:
-                together[norm] = together[norm] + change if norm in together else change
-        for (layer, part), change in together.items():
-            changed = changed + self._layers.moved(layer, part, change, self._outs[layer, part]).to(resid.device)
+                together[src.layer, src.kind][src] = removed
+        for group, removed_there in together.items():
+            shift = self.addends[group].shift(removed_there, changed.shape[1]).to(resid.device)
+            changed = changed + shift.unflatten(0, (self._n_masks, -1))
         return changed.flatten(0, 1).to(resid.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from circuitkit.core.node import Kind, Node, Site
 from circuitkit.engine.featurizing import Featurizers, Place
+from circuitkit.models.blocks import Part, norm_behind
 from circuitkit.models.hooked import HookedModel
 from circuitkit.patchers.base import Patcher
 
@@ -27,7 +28,7 @@ KINDS = frozenset((Kind.NEURON, Kind.FEATURE, Kind.ERROR))
 
 @contextmanager
 def changed(model: HookedModel, place: Place, change: Change) -> Iterator[None]:
-    """Within this context what passes a place is what ``change`` makes of it."""
+    """Within this context what passes a place is what ``change`` makes of it: of attention or MLP, what is added to the residual stream."""
     site, layer = place
 
     def at_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -38,19 +39,30 @@ def changed(model: HookedModel, place: Place, change: Change) -> Iterator[None]:
             return change(out[0], None), *out[1:]
         return change(out, args[0] if args else None)
 
-    match site:
-        case Site.MLP_ACT:
-            handle = model.module(layer, "mlp_out_proj").register_forward_pre_hook(at_input)
-        case Site.ATTN_OUT:
-            handle = model.module(layer, "attention").register_forward_hook(at_output)
-        case Site.MLP_OUT:
-            handle = model.module(layer, "mlp").register_forward_hook(at_output)
-        case _:
-            handle = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}").register_forward_hook(at_output)
+    def at_norm_of_mlp(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return change(out, read[-1])
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        read[:] = args
+
+    read: list[Tensor] = []
+    parts: dict[Site, Part] = {Site.ATTN_OUT: "attention", Site.MLP_OUT: "mlp"}
+    norm = norm_behind(model, layer, parts[site]) if site in parts else None
+    if site is Site.MLP_ACT:
+        handles = [model.module(layer, "mlp_out_proj").register_forward_pre_hook(at_input)]
+    elif norm is not None and site is Site.ATTN_OUT:
+        handles = [norm.register_forward_hook(at_output)]
+    elif norm is not None:
+        handles = [model.module(layer, "mlp").register_forward_pre_hook(keep), norm.register_forward_hook(at_norm_of_mlp)]
+    elif site in parts:
+        handles = [model.module(layer, parts[site]).register_forward_hook(at_output)]
+    else:
+        handles = [model.hf.get_submodule(f"{model.architecture.blocks}.{layer}").register_forward_hook(at_output)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def record(featurizers: Featurizers, place: Place, seen: dict[Place, list[Encoded]]) -> Change:

@@ -22,7 +22,7 @@ from circuitkit.engine.base import WHOLE, Share
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.models.bare import unwrapped
-from circuitkit.models.blocks import norm_before, reader
+from circuitkit.models.blocks import norm_before, norm_behind, reader
 
 
 @dataclass
@@ -105,7 +105,17 @@ class ReferenceEdges(EdgeEngine):
 
     def _patched(self, edge: Edge) -> Seen:
         """One edge: a pass with the sender corrupt and others frozen tells what the receiver reads; then a pass in which it reads that."""
-        read = self._reads(edge.dst, [edge.src], self._clean, freeze_mlps=self.mlps == "freeze")
+        frozen = Given(z={node: z for layer in self._clean.z for node, z in self._heads(self._clean, layer).items()})
+        if self.mlps == "freeze":
+            frozen.mlp = {Node.of_mlp(layer): out for layer, out in self._clean.mlp.items()}
+        value = self._sent(edge.src, self._clean)
+        if edge.src == INPUT:
+            frozen.embedding = value
+        elif edge.src.kind is Kind.HEAD:
+            frozen.z[edge.src] = value
+        else:
+            frozen.mlp[edge.src] = value
+        read = self._run(frozen).read[_place(edge.dst)]
         if edge.dst.kind is not Kind.HEAD:
             return self._run(Given(read={_place(edge.dst): read}))
         ports = dict.fromkeys(PORTS if edge.dst.port is None else (edge.dst.port,), read)
@@ -119,7 +129,7 @@ class ReferenceEdges(EdgeEngine):
             now = self._run(given)
             ports: dict[str, Tensor] = {}
             for dst in dict.fromkeys(edge.dst for edge in removed if edge.dst.component_of_port == node):
-                read = self._reads(dst, [edge.src for edge in removed if edge.dst == dst], now, freeze_mlps=True)
+                read = self._reads(dst, [edge.src for edge in removed if edge.dst == dst], now)
                 ports |= dict.fromkeys(PORTS if dst.port is None else (dst.port,), read)
             if node.kind is Kind.HEAD:
                 given.z |= self._head_reading(node, ports, given)
@@ -127,21 +137,41 @@ class ReferenceEdges(EdgeEngine):
                 given.read[_place(node)] = ports["q"]  # a receiver without ports has the same for all three
         return self._run(given)
 
-    def _reads(self, dst: Node, senders: list[Node], now: Seen, *, freeze_mlps: bool) -> Tensor:
-        """What a receiver reads in a pass in which some senders give what the patcher says, and all others what they gave."""
-        frozen = Given(z={node: z for layer in now.z for node, z in self._heads(now, layer).items()})
-        if freeze_mlps:
-            frozen.mlp = {Node.of_mlp(layer): out for layer, out in now.mlp.items()}
-        frozen.embedding = _gives(INPUT, now)
+    def _reads(self, dst: Node, senders: list[Node], now: Seen) -> Tensor:
+        """What a receiver reads when some senders give what the patcher says, and all else is as in a run.
+
+        A norm behind an attention or an MLP is given what comes of its senders' outputs when just these are replaced; the stream takes up
+        what it makes of that in the place of what it made of them as they were.
+        """
+        read = now.read[_place(dst)]
+        behind: dict[nn.Module, list[Node]] = {}
         for node in senders:
-            value = self._sent(node, now)
-            if node == INPUT:
-                frozen.embedding = value
-            elif node.kind is Kind.HEAD:
-                frozen.z[node] = value
+            norm = None if node == INPUT else norm_behind(self.engine.model, node.layer, "mlp" if node.kind is Kind.MLP else "attention")
+            if norm is None:
+                read = read + self._adds(node, self._sent(node, now)) - self._adds(node, _gives(node, now))
             else:
-                frozen.mlp[node] = value
-        return self._run(frozen).read[_place(dst)]
+                behind.setdefault(norm, []).append(node)
+        with torch.no_grad():
+            for norm, nodes in behind.items():
+                if nodes[0].kind is Kind.MLP:
+                    read = read + norm(self._sent(nodes[0], now)) - norm(_gives(nodes[0], now))
+                    continue
+                project, before = self.engine.model.module(nodes[0].layer, "out_proj"), now.z[nodes[0].layer]
+                after = before.clone()
+                for node in nodes:
+                    after[..., node.head, :] = self._sent(node, now)
+                read = read + norm(project(after.flatten(-2))) - norm(project(before.flatten(-2)))
+        return read
+
+    def _adds(self, node: Node, gives: Tensor) -> Tensor:
+        """What a sender that gives this adds to the residual stream as it is; for a head up to a constant."""
+        if node.kind is not Kind.HEAD:
+            return gives
+        alone = gives.new_zeros(*gives.shape[:-1], self.engine.model.n_heads, gives.shape[-1])
+        alone[..., node.head, :] = gives
+        with torch.no_grad():
+            projected: Tensor = self.engine.model.module(node.layer, "out_proj")(alone.flatten(-2))
+        return projected
 
     def _head_reading(self, node: Node, ports: dict[str, Tensor], given: Given) -> dict[Node, Tensor]:
         """What a head gives when its ports read something else. All heads of its layer then read that, and only this one is taken."""

@@ -48,14 +48,15 @@ class Source:
 
 
 def read_site(layer: Layer, site: Site) -> Tensor:
-    """The activation at a site that has neurons or features."""
+    """The activation at a site that has neurons or features. Those of what attention or MLP give lie behind the norm that may be there, as
+    published dictionaries do (Gemma Scope; ``hook_attn_out`` and ``hook_mlp_out`` of TransformerLens)."""
     match site:
         case Site.ATTN_OUT:
-            return layer.attention_out
+            return layer.attention_added
         case Site.MLP_ACT:
             return layer.mlp_act
         case Site.MLP_OUT:
-            return layer.mlp_out
+            return layer.mlp_added
     return layer.out
 
 

@@ -15,6 +15,7 @@ from circuitkit.engine.packed.layout import Edits
 from circuitkit.engine.packed.replacements import Replacements
 from circuitkit.engine.packed.sliced import SlicedAttention, live_heads, taken
 from circuitkit.engine.packed.trunk import Watch
+from circuitkit.models.blocks import norm_behind
 from circuitkit.models.hooked import HookedModel, Layer
 
 SeeMlp = Callable[[int, Tensor], None]
@@ -91,11 +92,14 @@ class PackedPass:
 
     def _attention(self, layer: Layer, known: Float[Tensor, "row some d_model"] | None) -> None:
         """What an attention adds as a whole; it is not computed where that is known."""
-        out = self._with_features((Site.ATTN_OUT, layer.index), lambda: Seen(layer.attention_out if known is None else known))
+        if known is not None and norm_behind(self._model, layer.index, "attention") is not None:
+            layer.skip_attention(known)
+            known = None  # what is added is what the norm makes of it
+        out = self._with_features((Site.ATTN_OUT, layer.index), lambda: Seen(layer.attention_added if known is None else known))
         if known is not None:
             layer.skip_attention(known if out is None else out)
         elif out is not None:
-            layer.attention_out = out
+            layer.attention_added = out
 
     def _heads(self, layer: Layer) -> None:
         index = layer.index
@@ -148,9 +152,9 @@ class PackedPass:
             if index == self._narrow_layer:
                 value, keep = value[..., -1:, :], keep[..., -1:]
             layer.mlp_out = torch.where(keep.unsqueeze(-1).to(out.device), out, value).flatten(0, 1)
-        features = self._with_features((Site.MLP_OUT, index), lambda: Seen(layer.mlp_out, read))
+        features = self._with_features((Site.MLP_OUT, index), lambda: Seen(layer.mlp_added, read))
         if features is not None:
-            layer.mlp_out = features
+            layer.mlp_added = features
 
     def _stream(self, layer: Layer) -> None:
         """The residual stream behind a layer. In the narrowed layer only its last position means anything."""
