@@ -258,7 +258,8 @@ class PromptSet:
     @property
     def asked(self) -> Int[Tensor, " some"]:
         """Every token that is an answer or a wrong answer of some prompt, sorted."""
-        return torch.cat([each.ids[each.weights > 0] for each in (self.answers, self.wrongs)]).unique()
+        tokens: Tensor = torch.cat([each.ids[each.weights > 0] for each in (self.answers, self.wrongs)]).unique()
+        return tokens
 
     def renumbered(self, tokens: Int[Tensor, " some"]) -> PromptSet:
         """The same prompts for logits whose columns are these tokens alone: answers and wrong answers are places in this sorted list."""

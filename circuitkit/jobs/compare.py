@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -13,9 +14,11 @@ from rich.table import Table
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
 from circuitkit.evaluation import overlap
-from circuitkit.jobs import plan
+from circuitkit.jobs import measuring, plan
 from circuitkit.jobs.circuit_files import origin, read_listed
+from circuitkit.jobs.find import loggers
 from circuitkit.jobs.found_with import found_with, warn_of_others
+from circuitkit.loggers.dispatch import LoggerGroup
 from circuitkit.storage import save, save_finding
 from circuitkit.storage.literature import PublishedCircuit, fitted
 
@@ -23,14 +26,24 @@ SHARED = "shared.json"
 
 
 def run(config: DictConfig) -> None:
-    """Loads the circuit files and compares them; with ``dir`` set the result is written there too."""
+    """Loads the circuit files and compares them, and tells the configured loggers; with ``dir`` set the result is written there too."""
     found = read_listed(config.circuits, "circuits", least=2)
     name, n_layers, n_heads = shape(found.values(), config)
     circuits = {label: fitted(each, name, n_layers, n_heads) for label, each in found.items()}
     (first, one), *others = circuits.items()
     for label, each in others:
         warn_of_others(f"Circuit {label}", found_with(each), found_with(one), first)
+    with measuring.finalized(LoggerGroup(loggers(config)), config) as group:
+        finding = comparison(circuits)
+        measuring.start(group, config)
+        measuring.leave(group, finding, numbers(finding.body))
     show(circuits, write(circuits, Path(config.dir)) if config.dir else None)
+
+
+def numbers(body: Mapping[str, Any]) -> dict[str, float]:
+    """What a comparison is summed up by: the overlap of each pair, and how much all share."""
+    found = {f"compare/jaccard/{pair['a']}-{pair['b']}": pair["jaccard"] for pair in body["pairs"]}
+    return found | {"compare/shared_by_all": len(body["shared_by_all"])}
 
 
 def shape(found: Iterable[Circuit | PublishedCircuit], config: DictConfig) -> tuple[str, int, int]:

@@ -162,7 +162,13 @@ def recording(config: DictConfig) -> Iterator[LoggerGroup]:
     config.dir = HydraConfig.get().runtime.output_dir
     folder = JsonlLogger(config.dir, overwrite=config.overwrite)
     folder.claim()
-    group = LoggerGroup([folder, *loggers(config)] if processes().is_first else [folder])
+    with finalized(LoggerGroup([folder, *loggers(config)] if processes().is_first else [folder]), config) as group:
+        yield group
+
+
+@contextmanager
+def finalized(group: LoggerGroup, config: DictConfig) -> Iterator[LoggerGroup]:
+    """Within this context loggers follow a job; then they are told how it ended."""
     try:
         yield group
     except BaseException as error:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +35,7 @@ from circuitkit.core.findings import Finding
 from circuitkit.core.node import Node
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.filtering import Solves
+from circuitkit.jobs import measuring
 from circuitkit.jobs.find import load
 from circuitkit.loggers.redaction import redacted
 from circuitkit.models.attention import eager_attention
@@ -49,22 +48,30 @@ SETTINGS = ("circuit", "threshold", "top", "top_tokens", "ov_prompts", "successo
 
 
 def run(config: DictConfig) -> None:
-    """Looks at the parts, writes ``roles.json`` into the run's folder and prints a summary."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    """Looks at the parts, hands ``roles.json`` to the run's folder and the loggers, and prints a summary."""
     check(config)
     circuit = None if config.circuit is None else storage.load(Circuit, config.circuit)
     task = build(config.task, Task)
     following = successors(config.successors, task)
-    model = load(config)
-    if circuit is not None:
-        circuit.check_fits(model.n_layers, model.n_heads, model.name)
-    prompts = task.prompts(model.tokenizer, accept=Solves(model) if task.filter else None)
     settings = {key: OmegaConf.to_container(config)[key] for key in SETTINGS}  # type: ignore[index,call-overload]
-    body = {"task": task.name, **look(model, prompts, settings | {"successors": following}, circuit)}
-    finding = Finding("roles", f"Roles in {model.name} on {task.name}", body, provenance(model, task, prompts, settings))
-    path = storage.save_finding(finding, folder)
+    with measuring.recording(config) as group:
+        model = load(config)
+        if circuit is not None:
+            circuit.check_fits(model.n_layers, model.n_heads, model.name)
+        prompts = task.prompts(model.tokenizer, accept=Solves(model) if task.filter else None)
+        measuring.start(group, config)
+        body = {"task": task.name, **look(model, prompts, settings | {"successors": following}, circuit)}
+        finding = Finding("roles", f"Roles in {model.name} on {task.name}", body, provenance(model, task, prompts, settings))
+        measuring.leave(group, finding, numbers(body))
     show(body, circuit)
-    Console(highlight=False).print(f"\nwritten: {path}", soft_wrap=True)
+    Console(highlight=False).print(f"\nfolder    {measuring.folder_of(config)}", soft_wrap=True)
+
+
+def numbers(body: Mapping[str, Any]) -> dict[str, float]:
+    """What the roles are summed up by: the best head's score for each, and the means of the other parts."""
+    found = {f"roles/{name}": max(role["scores"].values()) for name, role in body["roles"].items()}
+    found |= {f"roles/ov_{name}": body["ov"][f"mean_{name}"] for name in ("copy", "next") if "ov" in body}
+    return found | ({"roles/attributed": body["attribution"]["total"]} if "attribution" in body else {})
 
 
 def check(config: DictConfig) -> None:
