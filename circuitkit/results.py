@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import circuitkit
+from circuitkit.core.bodies import EdgeSearch
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.describe import describe, identity
 from circuitkit.core.findings import Finding
@@ -173,19 +174,23 @@ def artifacts(result: RunResult) -> list[TextArtifact | TableArtifact]:
     return files
 
 
-def edge_finding(result: RunResult) -> Finding:
+def edge_finding(result: RunResult) -> Finding[EdgeSearch]:
     """What a search for edges found, for the report."""
     circuit = result.circuit
     assert circuit is not None
     told = circuit.provenance
     members = list(dict.fromkeys([*circuit.names, *told.get("dropped_nodes", ())]))
     searched = ("rule", "mlps", "threshold", "node_score", "dropped_nodes")
-    body = {
+    body: EdgeSearch = {
         "task": told.get("task", ""),
         "model": circuit.model,
         "nodes": members,
         "level": circuit.level.value,
-        **{key: told.get(key) for key in searched},
+        "rule": told.get("rule"),
+        "mlps": told.get("mlps"),
+        "threshold": told.get("threshold"),
+        "node_score": told.get("node_score"),
+        "dropped_nodes": told.get("dropped_nodes"),
         "score": circuit.score,
         "edges": dict(told.get("edge_scores", {})),
         "kept": [str(edge) for edge in circuit.edges],

@@ -132,7 +132,10 @@ def kinds() -> dict[str, Kind]:
     circuit = Circuit.from_json(CIRCUIT)
     step = {"kind": "step", "sweep": 0, "order": 0, "node": "m1", "score": 91.5, "kept": True, "size": 3, "direction": "back", "total": 9}
     run = {"kind": "run", "format_version": 1, "time": "now", "name": "n", "content_hash": "abc", "provenance": {"n": 1}}
-    finding = Finding("evaluation", "t", {"task": "months", "model": "tiny", "score": 91.5, "curve": [{"size": 1}]}, {"seed": 0})
+    pruned = {"task": "months", "model": "tiny", "nodes": ["a0.h1", "m1"], "level": "edge", "rule": "single", "mlps": None,
+              "threshold": 80.0, "node_score": 91.5, "dropped_nodes": [], "score": 85, "edges": {"a0.h1->m1": 60.5},
+              "kept": ["a0.h1->m1"]}  # fmt: skip
+    finding = Finding("edges", "t", pruned, {"seed": 0})
     config = {"task": {"_target_": "x.Y", "n": 3}, "model": {"name": "tiny"}, "device_map": {0: "cpu"}, "list": [1, [2.5, None]], "b": True}
     job = {"number": 1, "overrides": ["task=months"], "status": "failed", "error": "Why.", "exit_code": 2, "started": 1.0, "ended": 2.5,
            "same_as": "../0", "content_hash": "abc"}  # fmt: skip
@@ -143,7 +146,7 @@ def kinds() -> dict[str, Kind]:
     return {
         "circuit": Kind("circuit.json", of(circuit.to_json()), sealed, lambda path: load(Circuit, path)),
         "scores": Kind("scores.json", of(SCORES), sealed, lambda path: load(Scores, path)),
-        "finding": Kind("evaluation.json", of(finding.to_json()), sealed, lambda path: load(Finding, path)),
+        "finding": Kind("edges.json", of(finding.to_json()), sealed, lambda path: load(Finding, path)),
         "published": Kind("list.json", {"heads": [[0, 1], [4, 4]], "mlps": [0, 9], "source": "s"}, json.dumps,
                           lambda path: literature.fitted(literature.read(path), "tiny", 12, 12)),
         "journal": Kind(journal.JOURNAL, [run, step, {**step, "order": 1, "kept": False}], chained, journal.read),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, NoReturn
+import reprlib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints, is_typeddict
 
 MAX_DEPTH = 64
 """Levels of lists and mappings within each other; ours have about ten."""
@@ -14,6 +17,8 @@ MAX_DEPTH = 64
 _INTEGERS = range(-(2**63), 2**64)
 _DIGITS = 20  # of the largest of them; more are not even converted, which takes quadratic time
 _ODD_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null", dict: "a mapping",
+          list: "a list"}  # fmt: skip
 _ODD = re.compile("[\0\ud800-\udfff]")
 
 
@@ -78,6 +83,44 @@ def integer(digits: str) -> int:
     if len(digits) > _DIGITS or int(digits) not in _INTEGERS:
         raise ValueError(f"it holds an integer of {len(digits)} digits, which is beyond 64 bits")
     return int(digits)
+
+
+def misfit(value: Any, declared: Any, at: str) -> str | None:
+    """What is wrong with a value, or with the first part of it that is not as declared; None if all is.
+
+    Args:
+        value: Of plain values.
+        declared: A ``TypedDict``, ``list[...]``, ``dict[str, ...]``, text, number, truth value, or a union of such. A mapping may hold more
+            than is declared: that may be of a later version.
+        at: What to call the value.
+    """
+    kind, inner = get_origin(declared) or declared, get_args(declared)
+    if kind is UnionType:
+        return None if any(misfit(value, each, at) is None for each in inner) else _unlike(at, value, inner)
+    kind = dict if is_typeddict(declared) else kind
+    if type(value) not in ((float, int) if kind is float else (kind,)):
+        return _unlike(at, value, [kind])
+    parts: Iterable[tuple[Any, Any, str]] = ()
+    if is_typeddict(declared):
+        missing = sorted(declared.__required_keys__ - value.keys())
+        if missing:
+            return f"{at} has no {missing[0]!r}"
+        parts = ((value[key], each, f"{at}[{key!r}]") for key, each in _entries(declared).items() if key in value)
+    elif kind is dict:
+        parts = ((each, inner[1], f"{at}[{reprlib.repr(key)}]") for key, each in value.items())
+    elif kind is list:
+        parts = ((each, inner[0], f"{at}[{place}]") for place, each in enumerate(value))
+    return next((wrong for part in parts if (wrong := misfit(*part)) is not None), None)
+
+
+@lru_cache
+def _entries(declared: type) -> dict[str, Any]:
+    return get_type_hints(declared)
+
+
+def _unlike(at: str, value: Any, kinds: Iterable[Any]) -> str:
+    wanted = " or ".join(_WORDS[get_origin(kind) or kind] for kind in kinds)
+    return f"{at} is {reprlib.repr(value)}, expected {wanted}"
 
 
 def _number(digits: str) -> float:

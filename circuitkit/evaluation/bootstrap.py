@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitkit.core.bodies import Estimate
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.shapes import Values
 from circuitkit.engine.base import Baseline
@@ -30,7 +31,7 @@ class Interval:
     low: float | None
     high: float | None
 
-    def plain(self) -> dict[str, float | None]:
+    def plain(self) -> Estimate:
         """As it is written into a finding."""
         return {"value": self.value, "low": self.low, "high": self.high}
 

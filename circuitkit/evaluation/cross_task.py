@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitkit.core.bodies import CrossTask, LevelOfEdges
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError, ConfigError
 from circuitkit.core.findings import Finding
@@ -42,7 +43,7 @@ def cross_task(
     resamples: int = 1000,
     confidence: float = 0.95,
     provenance: Mapping[str, Any] | None = None,
-) -> Finding:
+) -> Finding[CrossTask]:
     """Scores every circuit on every task, in % of the untouched model on that task.
 
     Random circuits of each circuit's size are a control of their own: their row holds the mean over the draws, whose scores are in
@@ -87,7 +88,8 @@ def cross_task(
         random_scores[task] = {row.label: baseline.percent(draws_of[row.label]).tolist() for row in rows if row.is_random}
     if not columns:
         raise ConfigError("tasks is empty. Name at least one task.")
-    body = {
+    of_edges: LevelOfEdges = {"level": level.value} if level.of_edges else {}
+    body: CrossTask = {
         "model": model,
         "circuits": [row.label for row in rows],
         "controls": [row.label for row in rows if row.is_control],
@@ -95,7 +97,7 @@ def cross_task(
         "percent": [[column.interval(place).plain() for column in columns] for place in range(len(rows))],
         "n_prompts": n_prompts,
         "members": {row.label: [] if row.is_random else row.circuit.member_names for row in rows},
-        **({"level": level.value} if level.of_edges else {}),
+        **of_edges,
         "random_scores": random_scores,
         "draws": draws,
         "confidence": confidence,

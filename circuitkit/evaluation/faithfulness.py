@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitkit.core.bodies import Drop, EvaluatedCircuit, Evaluation, Frame, Measure, PromptScores, RandomCircuits, RandomHead, RemovedSet
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
@@ -43,7 +44,7 @@ def evaluate(
     resamples: int = 1000,
     confidence: float = 0.95,
     provenance: Mapping[str, Any] | None = None,
-) -> Finding:
+) -> Finding[Evaluation]:
     """Evaluates a circuit on an engine's prompts.
 
     All scores are in % of the untouched model. Intervals are bootstraps over prompts; all masks see the same resamples. The random heads'
@@ -90,11 +91,10 @@ def evaluate(
     found = measured(engine, groups)
     found |= {("control", each.label): torch.stack([found["control", each.label, draw] for draw in range(draws)]).mean(0) for each in sets}
     scores = scored(engine, found, resamples=resamples, confidence=confidence, seed=seed)
-    body = {
-        "circuit": {"label": label, "nodes": list(circuit.names), "n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)}
-        | ({} if circuit.level.of_edges or circuit.level is Level.NODE else {"size": circuit.summary})
-        | ({"level": circuit.level.value, "edges": circuit.member_names, "n_edges": len(circuit.edges)} if circuit.level.of_edges else {}),
-        **({"frame": [str(node) for node in circuit.within], "frame_edges": len(universe)} if circuit.level.of_edges else {}),
+    within: Frame = {"frame": [str(node) for node in circuit.within], "frame_edges": len(universe)} if circuit.level.of_edges else {}
+    body: Evaluation = {
+        "circuit": _described(circuit, label),
+        **within,
         "task": task,
         "model": engine.model.name,
         **_measure(engine),
@@ -148,7 +148,21 @@ def _removed_sets(universe: Universe, circuit: Circuit, label: str, shared: Circ
     ]
 
 
-def _measure(engine: Engine) -> dict[str, Any]:
+def _described(circuit: Circuit, label: str) -> EvaluatedCircuit:
+    told: EvaluatedCircuit = {
+        "label": label,
+        "nodes": list(circuit.names),
+        "n_heads": len(circuit.heads),
+        "n_mlps": len(circuit.mlps),
+    }
+    if circuit.level.of_edges:
+        told |= {"level": circuit.level.value, "edges": circuit.member_names, "n_edges": len(circuit.edges)}
+    elif circuit.level is not Level.NODE:
+        told["size"] = circuit.summary
+    return told
+
+
+def _measure(engine: Engine) -> Measure:
     baseline = engine.baseline()
     return {
         "metric": engine.metric.name,
@@ -161,7 +175,7 @@ def _measure(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _prompts(engine: Engine, scores: NamedScores) -> list[dict[str, Any]]:
+def _prompts(engine: Engine, scores: NamedScores) -> list[PromptScores]:
     prompts, clean = engine.prompts, engine.baseline().clean.tolist()
     texts = [item.clean for item in prompts.items] or [f"prompt {row}" for row in range(len(prompts))]
     groups = [prompts.group_names[group] for group in prompts.groups.tolist()]
@@ -169,24 +183,24 @@ def _prompts(engine: Engine, scores: NamedScores) -> list[dict[str, Any]]:
     return [{"text": text, "group": group, "clean": whole, "circuit": part} for text, group, whole, part in rows]
 
 
-def _removed(scores: NamedScores, key: object, reference: object | None = None) -> dict[str, float | None]:
+def _removed(scores: NamedScores, key: object, reference: object | None = None) -> Drop:
     drop = scores.drop(key, reference)
-    return scores.interval(key).plain() | {"drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
+    return {**scores.interval(key).plain(), "drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
 
 
-def _random_head(scores: NamedScores, universe: Universe) -> dict[str, Any]:
+def _random_head(scores: NamedScores, universe: Universe) -> RandomHead:
     drops = {str(node): scores.drop(("model without", node)).value for node in universe if node.kind is Kind.HEAD}
     mean = sum(max(0.0, drop) for drop in drops.values()) / len(drops) if drops else None  # there are none among edges
     return {"mean_drop": mean, "n": len(drops), "drops": drops}
 
 
-def _random_circuits(scores: NamedScores, draws: int, margin: float) -> dict[str, Any]:
+def _random_circuits(scores: NamedScores, draws: int, margin: float) -> RandomCircuits:
     found = [scores.percent(("random circuit", draw)) for draw in range(draws)]
     as_good = sum(score >= scores.percent(_CIRCUIT) - margin for score in found)  # equal but for rounding is as good
     return {"scores": found, "mean": sum(found) / draws, "share_as_good": (1 + as_good) / (1 + draws)}
 
 
-def _removed_set(scores: NamedScores, each: _RemovedSet, margin: float) -> list[dict[str, Any]]:
+def _removed_set(scores: NamedScores, each: _RemovedSet, margin: float) -> list[RemovedSet]:
     """The set, and as one more entry the mean over its controls."""
     score, draws = scores.percent(("set", each.label)), len(each.controls)
     controls = [scores.percent(("control", each.label, draw)) for draw in range(draws)]
@@ -197,6 +211,12 @@ def _removed_set(scores: NamedScores, each: _RemovedSet, margin: float) -> list[
     in_common = sum(len({*control} & {*each.units}) for control in each.controls) / draws
     return [
         {"label": each.label, "nodes": names, "score": interval, "control_of": None, "share_as_bad": as_bad},
-        {"label": f"random like {each.label}", "nodes": [], "score": mean, "control_of": each.label}
-        | {"scores": controls, "in_common": in_common},
+        {
+            "label": f"random like {each.label}",
+            "nodes": [],
+            "score": mean,
+            "control_of": each.label,
+            "scores": controls,
+            "in_common": in_common,
+        },
     ]

@@ -10,6 +10,7 @@ from math import comb
 from operator import and_, or_
 from typing import Any
 
+from circuitkit.core.bodies import ComparedCircuit, Comparison, Pair
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.errors import CircuitError
@@ -65,7 +66,7 @@ def p_value(a: Circuit, b: Circuit) -> float | None:
     return float(Fraction(ways, sum(by_heads) * sum(by_mlps)))
 
 
-def compare(circuits: Mapping[str, Circuit], provenance: Mapping[str, Any] | None = None) -> Finding:
+def compare(circuits: Mapping[str, Circuit], provenance: Mapping[str, Any] | None = None) -> Finding[Comparison]:
     """Sizes, the overlap of each pair, and what all of them share.
 
     Of circuits of edges the overlap is that of the edges, and the sizes name them too.
@@ -83,13 +84,9 @@ def compare(circuits: Mapping[str, Circuit], provenance: Mapping[str, Any] | Non
     if len(circuits) < 2:
         raise CircuitError(f"A comparison needs at least two circuits, found {len(circuits)}. Name more files.")
     shared, every = shared_by_all(circuits), union(circuits)
-    body: dict[str, Any] = {
-        "circuits": {
-            label: {"model": each.model, "heads": len(each.heads), "mlps": len(each.mlps), "score": each.score, "nodes": list(each.names)}
-            | ({"n_edges": len(each.edges), "edges": each.member_names} if each.level.of_edges else {})
-            for label, each in circuits.items()
-        },
-        "pairs": [{"a": a, "b": b, **_pair(circuits[a], circuits[b])} for a, b in combinations(circuits, 2)],
+    body: Comparison = {
+        "circuits": {label: _compared(each) for label, each in circuits.items()},
+        "pairs": [_pair(a, b, circuits[a], circuits[b]) for a, b in combinations(circuits, 2)],
         "shared_by_all": shared.member_names,
         "union": every.member_names,
         "universe": {"heads": every.n_layers * every.n_heads, "mlps": every.n_layers},
@@ -100,8 +97,23 @@ def compare(circuits: Mapping[str, Circuit], provenance: Mapping[str, Any] | Non
     return Finding("compare", f"What {', '.join(circuits)} share in {every.model}", body, provenance or {})
 
 
-def _pair(a: Circuit, b: Circuit) -> dict[str, float | None]:
-    return {"shared": len((a & b).members), "jaccard": a.jaccard(b), "containment": containment(a, b), "p_value": p_value(a, b)}
+def _compared(each: Circuit) -> ComparedCircuit:
+    heads, mlps = len(each.heads), len(each.mlps)
+    row: ComparedCircuit = {"model": each.model, "heads": heads, "mlps": mlps, "score": each.score, "nodes": list(each.names)}
+    if each.level.of_edges:
+        row |= {"n_edges": len(each.edges), "edges": each.member_names}
+    return row
+
+
+def _pair(a: str, b: str, first: Circuit, second: Circuit) -> Pair:
+    return {
+        "a": a,
+        "b": b,
+        "shared": len((first & second).members),
+        "jaccard": first.jaccard(second),
+        "containment": containment(first, second),
+        "p_value": p_value(first, second),
+    }
 
 
 def _n_edges(circuit: Circuit) -> int:

@@ -9,6 +9,7 @@ from itertools import combinations
 from operator import or_
 from typing import Any
 
+from circuitkit.core.bodies import EdgeShares, Share, Stability, StabilityRun
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
@@ -46,7 +47,7 @@ class SearchRun:
         return tuple(getattr(self, factor) for factor in factors)
 
 
-def stability(runs: Sequence[SearchRun], *, task: str = "", provenance: Mapping[str, Any] | None = None) -> Finding:
+def stability(runs: Sequence[SearchRun], *, task: str = "", provenance: Mapping[str, Any] | None = None) -> Finding[Stability]:
     """What the runs have in common.
 
     ``survive_all`` are the members of every run (nodes, or the edges of circuits of edges); ``survive_corruptions`` those of every run that
@@ -71,8 +72,8 @@ def stability(runs: Sequence[SearchRun], *, task: str = "", provenance: Mapping[
     first = runs[0].circuit
     every = reduce(or_, (run.circuit for run in runs))
     found = [set(run.circuit.member_names) for run in runs]
-    edges = {"edges": _shares(map(str, every.edges), found)} if first.level.of_edges else {}
-    body = {
+    edges: EdgeShares = {"edges": _shares(map(str, every.edges), found)} if first.level.of_edges else {}
+    body: Stability = {
         "task": task,
         "model": first.model,
         "runs": [_row(run) for run in runs],
@@ -89,14 +90,22 @@ def stability(runs: Sequence[SearchRun], *, task: str = "", provenance: Mapping[
     return Finding("stability", title, body, provenance or {})
 
 
-def _row(run: SearchRun) -> dict[str, Any]:
-    settings = {factor: getattr(run, factor) for factor in FACTORS}
-    return {"label": run.label, **settings, "score": run.circuit.score, "nodes": list(run.circuit.names)} | (
-        {"edges": run.circuit.member_names} if run.circuit.level.of_edges else {}
-    )
+def _row(run: SearchRun) -> StabilityRun:
+    row: StabilityRun = {
+        "label": run.label,
+        "corruption": run.corruption,
+        "seed": run.seed,
+        "order": run.order,
+        "threshold": run.threshold,
+        "score": run.circuit.score,
+        "nodes": list(run.circuit.names),
+    }
+    if run.circuit.level.of_edges:
+        row["edges"] = run.circuit.member_names
+    return row
 
 
-def _shares(names: Iterable[str], found: Sequence[set[str]]) -> dict[str, dict[str, float]]:
+def _shares(names: Iterable[str], found: Sequence[set[str]]) -> dict[str, Share]:
     """Which share of the runs has each of these."""
     return {name: {"share": sum(name in each for each in found) / len(found)} for name in names}
 

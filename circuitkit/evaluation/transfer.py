@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import NormalDist
-from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitkit.core.bodies import Accuracy, AskedTask, Generation, RemovedComponents, Transfer
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError, MeasurementError, PromptError
 from circuitkit.core.findings import Finding
@@ -41,12 +41,20 @@ class Removal:
     draws: tuple[Circuit, ...]
     control: bool = False
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> RemovedComponents:
         """As it is written into a finding; the members of a control are those of each draw."""
         one, drawn = self.draws[0], [list(each.names) for each in self.draws]
-        nodes = {"nodes": [], "drawn": drawn} if self.control else {"nodes": drawn[0]}
-        size = {"n_heads": len(one.heads), "n_mlps": len(one.mlps)}
-        return {"label": self.label, "control": self.control, "draws": len(drawn), **size, **nodes}
+        plain: RemovedComponents = {
+            "label": self.label,
+            "control": self.control,
+            "draws": len(drawn),
+            "n_heads": len(one.heads),
+            "n_mlps": len(one.mlps),
+            "nodes": [] if self.control else drawn[0],
+        }
+        if self.control:
+            plain["drawn"] = drawn
+        return plain
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def transfer(
     examples: int = 3,
     confidence: float = 0.95,
     max_rows: int | None = None,
-) -> Finding:
+) -> Finding[Transfer]:
     """Accuracy on the questions that the untouched model answers rightly, when sets of components are removed, and random ones.
 
     Source: "Towards Interpretable Sequence Continuation" (arXiv 2311.04131), ablation on other tasks; there, only heads are removed.
@@ -130,13 +138,24 @@ def transfer(
     """
     _check(asked, sets, draws, examples, confidence)
     study = _Study(model, patcher, _removals(model.universe, sets, mlps, draws, seed), examples, confidence, max_rows)
-    body: dict[str, Any] = {"tasks": [], "left_out": [], "accuracy": {}, "examples": []}
+    body: Transfer = {
+        "model": model.name,
+        "patcher": type(patcher).__name__,
+        "mlps": mlps,
+        "confidence": confidence,
+        "seed": seed,
+        "sets": [each.plain() for each in study.removals],
+        "tasks": [],
+        "left_out": [],
+        "accuracy": {},
+        "examples": [],
+    }
     for each in asked:
         solved, reason = study.solved(each)
-        task = {"name": each.name, "asked": len(each), "solved": len(solved), "clean_accuracy": len(solved) / len(each)}
+        task: AskedTask = {"name": each.name, "asked": len(each), "solved": len(solved), "clean_accuracy": len(solved) / len(each)}
         if reason is not None:
             _log.warning("%s", reason)
-            body["left_out"].append(task | {"reason": reason})
+            body["left_out"].append({**task, "reason": reason})
             continue
         accuracy, shown = study.ask(each.take(solved))
         body["tasks"].append(task)
@@ -144,8 +163,7 @@ def transfer(
         body["examples"] += shown
     if not body["tasks"]:
         raise MeasurementError(f"No question set is left to measure. {' '.join(each['reason'] for each in body['left_out'])}")
-    described = {"model": model.name, "patcher": type(patcher).__name__, "mlps": mlps, "confidence": confidence, "seed": seed}
-    return Finding("transfer", f"Transfer in {model.name}", {**described, "sets": [each.plain() for each in study.removals], **body})
+    return Finding("transfer", f"Transfer in {model.name}", body)
 
 
 def unfit_twin(asked: QuestionSet, patcher: Patcher) -> str | None:
@@ -195,7 +213,7 @@ class _Study:
             return rows, f"{self.model.name} answers 0 of {len(asked)} questions of {asked.name} (accuracy 0.00), so they are left out."
         return rows, unfit_twin(asked.take(rows), self.patcher)
 
-    def ask(self, asked: QuestionSet) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    def ask(self, asked: QuestionSet) -> tuple[dict[str, Accuracy], list[Generation]]:
         """The accuracy for each removal, and some generations."""
         universe = self.model.universe
         masks = torch.stack([universe.without(universe.full(), each.nodes) for removal in self.removals for each in removal.draws])
@@ -203,17 +221,21 @@ class _Study:
         if found.cut_off:
             _log.warning("%s: %d of %d answers had not ended after %d tokens and are judged as they are; n_new_tokens is that bound.",
                          asked.name, found.cut_off, found.right.numel(), max(asked.n_new_tokens))  # fmt: skip
-        accuracy, shown, first = {}, [], 0
+        accuracy: dict[str, Accuracy] = {}
+        shown: list[Generation] = []
+        first = 0
         for removal in self.removals:
             accuracy[removal.label] = _accuracy(found.right[first : first + len(removal.draws)], removal.control, self.confidence)
             for question, text in list(zip(asked.questions, found.texts[first], strict=True))[: self.examples]:
-                about = {"task": asked.name, "prompt": question.prompt, "answer": question.answer.strip(), "set": removal.label}
-                shown.append(about | {"generated": text.strip()})
+                answer, generated = question.answer.strip(), text.strip()
+                shown.append(
+                    {"task": asked.name, "prompt": question.prompt, "answer": answer, "set": removal.label, "generated": generated}
+                )
             first += len(removal.draws)
         return accuracy, shown
 
 
-def _accuracy(right: Bool[Tensor, "draw question"], control: bool, confidence: float) -> dict[str, Any]:
+def _accuracy(right: Bool[Tensor, "draw question"], control: bool, confidence: float) -> Accuracy:
     shares = right.double().mean(1).tolist()
     low, high = (min(shares), max(shares)) if control else wilson(int(right.sum()), right.shape[1], confidence)
     return {"mean": sum(shares) / len(shares), "low": low, "high": high, "draws": shares}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from circuitkit.core.bodies import Comparison
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.findings import Finding
 from circuitkit.evaluation import overlap
@@ -40,7 +40,7 @@ def run(config: DictConfig) -> None:
     show(circuits, write(circuits, Path(config.dir)) if config.dir else None)
 
 
-def numbers(body: Mapping[str, Any]) -> dict[str, float]:
+def numbers(body: Comparison) -> dict[str, float]:
     """What a comparison is summed up by: the overlap of each pair, and how much all share."""
     found = {f"compare/jaccard/{pair['a']}-{pair['b']}": pair["jaccard"] for pair in body["pairs"]}
     return found | {"compare/shared_by_all": len(body["shared_by_all"])}
@@ -55,7 +55,7 @@ def shape(found: Iterable[Circuit | PublishedCircuit], config: DictConfig) -> tu
     return model.name, model.n_layers, model.n_heads
 
 
-def comparison(circuits: Mapping[str, Circuit]) -> Finding:
+def comparison(circuits: Mapping[str, Circuit]) -> Finding[Comparison]:
     """The comparison, with where the circuits came from."""
     return overlap.compare(circuits, origin(circuits.items()))
 
@@ -78,12 +78,12 @@ def show(circuits: Mapping[str, Circuit], path: Path | None = None) -> None:
         path: Of ``compare.json``, if it was written.
     """
     body = comparison(circuits).body
-    of_edges = ("edges",) if "level" in body else ()
+    of_edges = "level" in body
     which = "components" if of_edges else "members"
-    sizes = Table("circuit", "model", "heads", "MLPs", *of_edges, "score", which, box=None, pad_edge=False)
+    sizes = Table("circuit", "model", "heads", "MLPs", *(("edges",) if of_edges else ()), "score", which, box=None, pad_edge=False)
     for label, each in body["circuits"].items():
         score = "" if each["score"] is None else f"{each['score']:.1f} %"
-        counts = [str(each[key]) for key in ("heads", "mlps", *(("n_edges",) if of_edges else ()))]
+        counts = [str(each["heads"]), str(each["mlps"]), *([str(each["n_edges"])] if of_edges else [])]
         sizes.add_row(label, each["model"], *counts, score, " ".join(each["nodes"]))
     pairs = Table("pair", "shared edges" if of_edges else "shared", "Jaccard", "containment", "p by chance", box=None, pad_edge=False)
     for pair in body["pairs"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from circuitkit.config import build
+from circuitkit.core.bodies import CrossTask
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError
 from circuitkit.core.findings import Finding
@@ -46,18 +48,18 @@ def run(config: DictConfig) -> None:
         measuring.start(group, config)
         finding = cross_task(scorers, circuits, controls=others, **settings)
         provenance = {"tasks": measured, **origin((circuits | others).items())}
-        finding = Finding(finding.kind, finding.title, finding.body, provenance)
+        finding = replace(finding, provenance=provenance)
         measuring.leave(group, finding, numbers(finding.body))
     show(finding, measuring.folder_of(config))
 
 
-def numbers(body: Mapping[str, Any]) -> dict[str, float]:
+def numbers(body: CrossTask) -> dict[str, float]:
     """Every score, as numbers to log."""
     rows = zip(body["circuits"], body["percent"], strict=True)
     return {f"cross_task/{label}/{task}": cell["value"] for label, row in rows for task, cell in zip(body["tasks"], row, strict=True)}
 
 
-def show(finding: Finding, folder: Path) -> None:
+def show(finding: Finding[CrossTask], folder: Path) -> None:
     """Prints the matrix, and where it is."""
     body = finding.body
     table = Table("circuit \\ prompts", *(f"{task} ({n})" for task, n in body["n_prompts"].items()), box=None, pad_edge=False)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from circuitkit.config import build
+from circuitkit.core.bodies import Estimate, Evaluation, RemovedSet
 from circuitkit.core.findings import Finding
 from circuitkit.evaluation import evaluate
 from circuitkit.jobs import measuring
@@ -43,7 +42,7 @@ def run(config: DictConfig) -> None:
     show(finding, measuring.folder_of(config))
 
 
-def numbers(body: Mapping[str, Any]) -> dict[str, float]:
+def numbers(body: Evaluation) -> dict[str, float]:
     """What an evaluation is summed up by."""
     score = body["score"]
     found = {
@@ -62,7 +61,7 @@ def numbers(body: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def show(finding: Finding, folder: Path) -> None:
+def show(finding: Finding[Evaluation], folder: Path) -> None:
     """Prints the evaluation, and where it is."""
     body = finding.body
     circuit, control, whole = body["circuit"], body["random_circuits"], whole_of(body)
@@ -90,12 +89,12 @@ def show(finding: Finding, folder: Path) -> None:
     console.print(f"folder    {folder}", soft_wrap=True)
 
 
-def whole_of(body: Mapping[str, Any]) -> str:
+def whole_of(body: Evaluation) -> str:
     """What members are removed from, besides the circuit: the model, or for edges the frame in which they were searched."""
     return "frame" if "frame" in body else "model"
 
 
-def _sets(entries: list[dict[str, Any]], whole: str) -> Table:
+def _sets(entries: list[RemovedSet], whole: str) -> Table:
     """The sets that were removed at once, each with the mean of its controls, and how many members these have to share with it."""
     table = Table(f"removed from the {whole}", "score", "random sets like it", "shared", box=None, pad_edge=False)
     for entry in entries:
@@ -106,5 +105,5 @@ def _sets(entries: list[dict[str, Any]], whole: str) -> Table:
     return table
 
 
-def _score(entry: Mapping[str, float | None]) -> str:
+def _score(entry: Estimate) -> str:
     return measuring.spoken(entry["value"], entry["low"], entry["high"])

@@ -185,7 +185,7 @@ def start(group: LoggerGroup, config: DictConfig) -> None:
     group.log_config(config.name, {str(key): value for key, value in settings.items()})
 
 
-def leave(group: LoggerGroup, finding: Finding, numbers: Mapping[str, float | int | str | bool]) -> None:
+def leave(group: LoggerGroup, finding: Finding[Any], numbers: Mapping[str, float | int | str | bool]) -> None:
     """Hands a finding and its main numbers to the loggers."""
     group.log_metrics(numbers)
     group.log_artifact(TextArtifact(f"{finding.kind}.json", finding.to_json(), kind=finding.kind))

@@ -243,7 +243,7 @@ def _worst(report: TypeReport) -> str:
     return number(max(differences)) if differences else ""
 
 
-def finding(reports: Sequence[TypeReport]) -> Finding:
+def finding(reports: Sequence[TypeReport]) -> Finding[dict[str, Any]]:
     """The reports as a result that can be kept; a difference that is no number is None."""
     rows = [asdict(report) for report in reports]
     for row in rows:

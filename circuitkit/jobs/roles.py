@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +28,17 @@ from circuitkit.analysis import (
 from circuitkit.analysis.logit_lens import most_common
 from circuitkit.analysis.roles import member_positions
 from circuitkit.config import build
+from circuitkit.core.bodies import (
+    AttentionPattern,
+    Attribution,
+    LogitLens,
+    OVScores,
+    PlayedRole,
+    RoleParts,
+    Roles,
+    RoleScores,
+    RolesInModel,
+)
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.describe import describe
 from circuitkit.core.errors import ConfigError, UserError
@@ -42,6 +53,8 @@ from circuitkit.models.attention import eager_attention
 from circuitkit.models.hooked import HookedModel
 from circuitkit.results import versions
 from circuitkit.tasks import Task, words
+
+T = TypeVar("T")
 
 ORDINALS = "ordinals"
 SETTINGS = ("circuit", "threshold", "top", "top_tokens", "ov_prompts", "successors")
@@ -60,14 +73,14 @@ def run(config: DictConfig) -> None:
             circuit.check_fits(model.n_layers, model.n_heads, model.name)
         prompts = task.prompts(model.tokenizer, accept=Solves(model) if task.filter else None)
         measuring.start(group, config)
-        body = {"task": task.name, **look(model, prompts, settings | {"successors": following}, circuit)}
+        body: Roles = {"task": task.name, **look(model, prompts, settings | {"successors": following}, circuit)}
         finding = Finding("roles", f"Roles in {model.name} on {task.name}", body, provenance(model, task, prompts, settings))
         measuring.leave(group, finding, numbers(body))
     show(body, circuit)
     Console(highlight=False).print(f"\nfolder    {measuring.folder_of(config)}", soft_wrap=True)
 
 
-def numbers(body: Mapping[str, Any]) -> dict[str, float]:
+def numbers(body: Roles) -> dict[str, float]:
     """What the roles are summed up by: the best head's score for each, and the means of the other parts."""
     found = {f"roles/{name}": max(role["scores"].values()) for name, role in body["roles"].items()}
     found |= {f"roles/ov_{name}": body["ov"][f"mean_{name}"] for name in ("copy", "next") if "ov" in body}
@@ -105,8 +118,10 @@ def successors(setting: str | Mapping[str, str] | None, task: Task) -> dict[str,
     return dict(zip(vocabulary, words.ORDINALS[1:], strict=False))
 
 
-def look(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any], circuit: Circuit | None = None) -> dict[str, Any]:
-    """The body of the finding. A part that cannot be made for this model or these prompts is left out, and ``skipped`` says why.
+def look(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any], circuit: Circuit | None = None) -> RolesInModel:
+    """The body of the finding, but for the name of the task.
+
+    A part that cannot be made for this model or these prompts is left out, and ``skipped`` says why.
 
     Args:
         model: The model.
@@ -116,7 +131,7 @@ def look(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any], ci
     """
     skipped: dict[str, str] = {}
 
-    def attempt(part: str, make: Callable[..., Any], *inputs: Any) -> Any:
+    def attempt(part: str, make: Callable[..., T], *inputs: Any) -> T | None:
         try:
             return make(*inputs)
         except UserError as reason:
@@ -130,11 +145,13 @@ def look(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any], ci
     roles = {name: role_body(role, scores, settings) for name, (role, _, scores) in measured.items()}
     found = dict.fromkeys(head for role in roles.values() for head in role["found"])
     heads = list(found) if circuit is None else [str(head) for head in circuit.heads]
-    parts = {
-        "ov": attempt("ov", ov, model, few(prompts, settings["ov_prompts"]), settings),
-        "logit_lens": attempt("logit_lens", lens, model, prompts),
-        "attribution": attempt("attribution", attribution, model, prompts),
-    }
+    parts: RoleParts = {}
+    if (scores := attempt("ov", ov, model, few(prompts, settings["ov_prompts"]), settings)) is not None:
+        parts["ov"] = scores
+    if (logits := attempt("logit_lens", lens, model, prompts)) is not None:
+        parts["logit_lens"] = logits
+    if (shares := attempt("attribution", attribution, model, prompts)) is not None:
+        parts["attribution"] = shares
     return {
         "model": model.name,
         "circuit": None if circuit is None else list(circuit.names),
@@ -142,7 +159,7 @@ def look(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any], ci
         "patterns": {head: kept(patterns[0], Node.parse(head)) for head in heads},
         "roles": roles,
         "heads": {head: played(Node.parse(head), measured, settings["threshold"]) for head in heads},
-        **{name: part for name, part in parts.items() if part is not None},
+        **parts,
         "skipped": skipped,
     }
 
@@ -163,7 +180,7 @@ def roles_of(patterns: Sequence[MeanPattern], control: Sequence[MeanPattern] | N
     return found
 
 
-def role_body(role: Role, scores: torch.Tensor, settings: Mapping[str, Any]) -> dict[str, Any]:
+def role_body(role: Role, scores: torch.Tensor, settings: Mapping[str, Any]) -> RoleScores:
     """A role with the scores of all heads, and the heads that are found to play it best."""
     where = "repeated random tokens" if role.control else "the task's prompts"
     return {
@@ -173,7 +190,7 @@ def role_body(role: Role, scores: torch.Tensor, settings: Mapping[str, Any]) -> 
     }
 
 
-def played(head: Node, measured: Measured, threshold: float) -> dict[str, dict[str, float]]:
+def played(head: Node, measured: Measured, threshold: float) -> dict[str, PlayedRole]:
     """The roles that a head plays, its highest score first, each with its control: how often keys taken at random score as much."""
     scored = {name: scores[head.layer, head.head].item() for name, (_, _, scores) in measured.items()}
     played = sorted((name for name in scored if scored[name] >= threshold), key=lambda name: -scored[name])
@@ -198,13 +215,13 @@ def few(prompts: PromptSet, n: int) -> PromptSet:
     return prompts.take(torch.cat([(prompts.groups == group).nonzero()[:n, 0] for group in range(len(prompts.group_names))]))
 
 
-def kept(pattern: MeanPattern, head: Node) -> dict[str, Any]:
+def kept(pattern: MeanPattern, head: Node) -> AttentionPattern:
     """The mean pattern of one head, rounded: the file is for people and figures."""
     mean = pattern.mean[head.layer, head.head].double()
     return {"group": pattern.group, "mean": [[round(cell, 5) for cell in row] for row in mean.tolist()]}
 
 
-def ov(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any]) -> dict[str, Any]:
+def ov(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any]) -> OVScores:
     """Copy and next scores as plain values."""
     found = ov_scores(model, prompts, k=settings["top_tokens"], successors=settings["successors"])
     return {
@@ -218,7 +235,7 @@ def ov(model: HookedModel, prompts: PromptSet, settings: Mapping[str, Any]) -> d
     }
 
 
-def lens(model: HookedModel, prompts: PromptSet) -> dict[str, Any]:
+def lens(model: HookedModel, prompts: PromptSet) -> LogitLens:
     """The logit lens as plain values, averaged over the prompts."""
     found = logit_lens(model, prompts)
     switch, top1 = found.switches(), found.top1_switches()
@@ -235,7 +252,7 @@ def lens(model: HookedModel, prompts: PromptSet) -> dict[str, Any]:
     }
 
 
-def attribution(model: HookedModel, prompts: PromptSet) -> dict[str, Any]:
+def attribution(model: HookedModel, prompts: PromptSet) -> Attribution:
     """Direct attribution as plain values, averaged over the prompts."""
     found = direct_attribution(model, prompts)
     return {"nodes": found.means, "total": found.differences.mean().item(), "unit": "logits"}
@@ -263,7 +280,7 @@ def provenance(model: HookedModel, task: Task, prompts: PromptSet, settings: Map
     }
 
 
-def show(body: Mapping[str, Any], circuit: Circuit | None) -> None:
+def show(body: RolesInModel, circuit: Circuit | None) -> None:
     """Prints the best parts, a row each kind. Members of the circuit are marked with a star."""
 
     def named(values: Mapping[str, float], names: Sequence[str], form: str) -> str:
@@ -276,10 +293,9 @@ def show(body: Mapping[str, Any], circuit: Circuit | None) -> None:
     for name, role in body["roles"].items():
         table.add_row(name.replace("_", " "), named(role["scores"], role["found"], ".2f") or "no head above the threshold")
     if "ov" in body:
-        for name in ("copy", "next"):
-            scores = body["ov"][name]
+        told = body["ov"]
+        for name, scores, mean in (("copy", told["copy"], told["mean_copy"]), ("next", told["next"], told["mean_next"])):
             heads = [head for head in largest(scores) if scores[head] > 0]
-            mean = body["ov"][f"mean_{name}"]
             table.add_row(f"OV {name}, %", f"{named(scores, heads, '.0f') or 'no head'} (mean of all heads {mean:.1f})")
     if "logit_lens" in body:
         found = body["logit_lens"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from circuitkit import storage
 from circuitkit.config import build
+from circuitkit.core.bodies import Stability
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import ConfigError, unknown_choice
 from circuitkit.core.findings import Finding
@@ -112,7 +113,7 @@ def searched(config: DictConfig, setting: Mapping[str, Any], model: HookedModel)
     return SearchRun(result.circuit, **setting)
 
 
-def numbers(body: Mapping[str, Any]) -> dict[str, float]:
+def numbers(body: Stability) -> dict[str, float]:
     """What the grid is summed up by."""
     found: dict[str, float] = {
         "stability/runs": len(body["runs"]),
@@ -122,13 +123,13 @@ def numbers(body: Mapping[str, Any]) -> dict[str, float]:
     return found | {f"stability/jaccard_{factor}": value for factor, value in body["mean_jaccard"].items() if value is not None}
 
 
-def show(finding: Finding, folder: Path) -> None:
+def show(finding: Finding[Stability], folder: Path) -> None:
     """Prints the runs, what they have in common, and where it is."""
     body = finding.body
-    units = "edges" if "edges" in body else "nodes"
+    units: Literal["edges", "nodes"] = "edges" if "edges" in body else "nodes"
     runs = Table("run", units, "score", box=None, pad_edge=False)
-    for each in body["runs"]:
-        runs.add_row(each["label"], str(len(each[units])), "" if each["score"] is None else f"{each['score']:.1f} %")
+    for one in body["runs"]:
+        runs.add_row(one["label"], str(len(one[units])), "" if one["score"] is None else f"{one['score']:.1f} %")
     jaccard = Table("pairs that differ in", "mean Jaccard", box=None, pad_edge=False)
     for factor, value in body["mean_jaccard"].items():
         jaccard.add_row("anything" if factor == "all" else f"the {factor} alone", "no such pair" if value is None else f"{value:.2f}")

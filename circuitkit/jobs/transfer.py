@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from circuitkit.config import build
+from circuitkit.core.bodies import Accuracy, LeftOutTask, Transfer
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.describe import describe
 from circuitkit.core.errors import ConfigError, PromptError
@@ -56,7 +57,7 @@ def run(config: DictConfig) -> None:
         settings = {key: config[key] for key in ("mlps", "draws", "seed", "examples", "confidence")}
         measuring.start(group, config)
         finding = transfer(model, encoded, sets, patcher, **settings, max_rows=config.engine.get("max_rows"))
-        body = {**finding.body, "left_out": [*left_out, *finding.body["left_out"]]}
+        body: Transfer = {**finding.body, "left_out": [*left_out, *finding.body["left_out"]]}
         finding = replace(finding, body=body, provenance=provenance(model, asked, patcher, settings, sets))
         measuring.leave(group, finding, numbers(body))
     show(finding, measuring.folder_of(config))
@@ -70,13 +71,15 @@ def questions(config: DictConfig) -> dict[str, Questions]:
     return {str(name): build(node, Questions, **given) for name, node in config.question.items()}
 
 
-def as_tokens(asked: Mapping[str, Questions], tokenizer: Tokenizer) -> tuple[list[QuestionSet], list[dict[str, Any]]]:
+def as_tokens(asked: Mapping[str, Questions], tokenizer: Tokenizer) -> tuple[list[QuestionSet], list[LeftOutTask]]:
     """The question sets as token ids, and those that the tokenizer has no words for.
 
     Raises:
         PromptError: It has words for none of them.
     """
-    encoded, left_out, problem = [], [], None
+    encoded: list[QuestionSet] = []
+    left_out: list[LeftOutTask] = []
+    problem = None
     for name, each in asked.items():
         try:
             encoded.append(replace(each.encoded(tokenizer), name=name))
@@ -114,13 +117,13 @@ def provenance(
     }
 
 
-def numbers(body: Mapping[str, Any]) -> dict[str, float]:
+def numbers(body: Transfer) -> dict[str, float]:
     """Every accuracy, as numbers to log."""
     rows = body["accuracy"].items()
     return {f"transfer/{label}/{task}": entry["mean"] for task, row in rows for label, entry in row.items()}
 
 
-def show(finding: Finding, folder: Path) -> None:
+def show(finding: Finding[Transfer], folder: Path) -> None:
     """Prints a row a question set: its accuracy without each set of components, and beside it without random ones."""
     body = finding.body
     table = Table(box=None, pad_edge=False)
@@ -140,11 +143,11 @@ def show(finding: Finding, folder: Path) -> None:
         f"from outside of the set; the mean, lowest and highest draw. Patcher: {body['patcher']}.",
         soft_wrap=True,
     )
-    for entry in body["left_out"]:
-        console.print(f"left out: {entry['reason']}", soft_wrap=True)
+    for other in body["left_out"]:
+        console.print(f"left out: {other['reason']}", soft_wrap=True)
     console.print(f"folder    {folder}", soft_wrap=True)
 
 
-def percent(entry: Mapping[str, float]) -> str:
+def percent(entry: Accuracy) -> str:
     """An accuracy with its interval, in %."""
     return f"{100 * entry['mean']:.0f} [{100 * entry['low']:.0f}, {100 * entry['high']:.0f}]"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from circuitkit.core.bodies import Estimate, Evaluation
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import CircuitError
 from circuitkit.core.findings import Finding
@@ -14,7 +15,7 @@ from circuitkit.report.blocks import Block, Drawing, Fold, Section, Table, Text
 from circuitkit.report.figures.circuit_graph import circuit_graph
 from circuitkit.report.figures.edges import edges
 from circuitkit.report.figures.evaluation import evaluation
-from circuitkit.report.figures.maps import is_map, knockout
+from circuitkit.report.figures.maps import Shape, is_map, knockout
 from circuitkit.report.figures.overlap import compared, overlap
 from circuitkit.report.figures.roles import roles
 from circuitkit.report.figures.search import drawn_circuits, search
@@ -23,7 +24,7 @@ from circuitkit.report.figures.tables import cross_task, stability
 from circuitkit.report.figures.transfer import transfer
 from circuitkit.report.reading import Located, Material, RunFolder
 
-Draw = Callable[[str, Mapping[str, Any]], list[Block]]
+Draw = Callable[[str, Any, Shape | None], list[Block]]
 
 FINDINGS: Mapping[str, tuple[str, Draw]] = {
     "evaluation": ("Evaluation", evaluation),
@@ -114,7 +115,7 @@ def summary(material: Material) -> list[Block]:
 
 def _compared(circuits: Sequence[Located[Circuit]], material: Material) -> Sequence[Located[Circuit]]:
     """The circuits that a comparison names, if there is one: not those that are only controls."""
-    named = {label for each in material.of_kind("compare") for label in each.what.body.get("circuits", ())}
+    named = {label for each in material.of_kind("compare") for label in each.what.body["circuits"]}
     found = [each for each in circuits if each.label.rpartition("/")[2] in named or each.label in named]
     return found or circuits
 
@@ -151,12 +152,11 @@ def _each(problems: list[str], found: Sequence[Located[Any]], make: Callable[[An
     return made
 
 
-def _finding(found: Located[Finding], shapes: Mapping[str, tuple[int, int]]) -> Section:
+def _finding(found: Located[Finding[Any]], shapes: Mapping[str, Shape]) -> Section:
     heading, draw = FINDINGS[found.what.kind]
     title = found.what.title or (found.label if "/" in found.path else "")
     name = title if title.startswith(heading) else f"{heading}: {title}".removesuffix(": ")
-    body = {"shape": shapes.get(str(found.what.body.get("model"))), **found.what.body}
-    return Section(name, draw(found.label, body), found.path)
+    return Section(name, draw(found.label, found.what.body, shapes.get(found.what.body.get("model", ""))), found.path)
 
 
 def _circuit(found: Located[Circuit], material: Material) -> Section:
@@ -183,26 +183,23 @@ def _scores(found: Located[Any], material: Material) -> Section:
     return Section(f"Knock-out: {found.label}", knockout(found.label, found.what, marked), found.path)
 
 
-def _evaluated(found: Located[Circuit], material: Material) -> Mapping[str, Any] | None:
+def _evaluated(found: Located[Circuit], material: Material) -> Estimate | None:
     """The score with its interval from the evaluation of just this circuit."""
     for each in material.of_kind("evaluation"):
-        circuit, score = each.what.body.get("circuit"), each.what.body.get("score")
-        if not isinstance(circuit, Mapping) or not isinstance(score, Mapping) or not isinstance(score.get("value"), (int, float)):
-            continue
+        body: Evaluation = each.what.body
         beside = each.path.rpartition("/")[0] == found.path.rpartition("/")[0]
-        members = circuit.get("nodes"), circuit.get("edges", [])
-        same = members == (list(found.what.names), list(map(str, found.what.edges))) and each.what.body.get("model") == found.what.model
-        if same and (beside or circuit.get("label") == found.label):
-            return score
+        members = body["circuit"]["nodes"], body["circuit"].get("edges", [])
+        same = members == (list(found.what.names), list(map(str, found.what.edges))) and body["model"] == found.what.model
+        if same and (beside or body["circuit"]["label"] == found.label):
+            return body["score"]
     return None
 
 
 def _is_repetition(found: Located[Circuit], material: Material) -> bool:
     """Whether it is one of the repeated searches of a stability study, whose own section has them all."""
     for each in material.of_kind("stability"):
-        folder, runs = each.path.rpartition("stability.json")[0], each.what.body.get("runs")
-        labels = {str(run.get("label")) for run in runs if isinstance(run, Mapping)} if isinstance(runs, list) else set()
-        if any(found.path.startswith(f"{folder}{label}/") for label in labels):
+        folder = each.path.rpartition("stability.json")[0]
+        if any(found.path.startswith(f"{folder}{run['label']}/") for run in each.what.body["runs"]):
             return True
     return False
 

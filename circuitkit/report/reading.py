@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from circuitkit.core import plain
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.errors import CircuitError
-from circuitkit.core.findings import Finding
+from circuitkit.core.findings import Finding, check_body
 from circuitkit.storage import run_folder
 from circuitkit.storage.reading import read_text
 
@@ -74,11 +74,11 @@ class Material:
     name: str
     circuits: tuple[Located[Circuit], ...] = ()
     scores: tuple[Located[Scores], ...] = ()
-    findings: tuple[Located[Finding], ...] = ()
+    findings: tuple[Located[Finding[Any]], ...] = ()
     runs: tuple[RunFolder, ...] = ()
     problems: tuple[str, ...] = ()
 
-    def of_kind(self, kind: str) -> tuple[Located[Finding], ...]:
+    def of_kind(self, kind: str) -> tuple[Located[Finding[Any]], ...]:
         """The findings of one kind."""
         return tuple(each for each in self.findings if each.what.kind == kind)
 
@@ -91,7 +91,7 @@ def read(folder: Path) -> Material:
     """
     circuits: list[Located[Circuit]] = []
     scores: list[Located[Scores]] = []
-    findings: list[Located[Finding]] = []
+    findings: list[Located[Finding[Any]]] = []
     problems: list[str] = []
     for path in _files(folder, ".json"):
         where, label = path.relative_to(folder).as_posix(), _label(path)
@@ -118,7 +118,7 @@ def _files(folder: Path, suffix: str) -> Iterator[Path]:
             yield path
 
 
-def _result(path: Path, where: str) -> Circuit | Scores | Finding | None:
+def _result(path: Path, where: str) -> Circuit | Scores | Finding[Any] | None:
     """What a file holds; None for a JSON file that is none of ours."""
     if path.name in _NOT_RESULTS:
         return None
@@ -132,6 +132,7 @@ def _result(path: Path, where: str) -> Circuit | Scores | Finding | None:
         return None
     if not isinstance(body, dict) or "format_version" not in body:
         if path.name == "compare.json" and isinstance(body, dict) and {"circuits", "pairs"} <= set(body):  # not every version seals it
+            check_body("compare", body, where)
             return Finding("compare", "", body)
         if known:
             raise CircuitError(f"{where} is no result of circuitkit: it has no format_version. Give a file that a run left.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from circuitkit.core.findings import Finding
 from circuitkit.storage.reading import read_text
@@ -35,7 +35,7 @@ def save(value: Sealed, path: str | Path) -> Path:
     return write_text(Path(path), value.to_json())
 
 
-def save_finding(finding: Finding, folder: str | Path) -> Path:
+def save_finding(finding: Finding[Any], folder: str | Path) -> Path:
     """Writes ``<kind>.json``, the name by which a report knows a finding, into a folder. Returns its path."""
     return save(finding, Path(folder) / f"{finding.kind}.json")
 

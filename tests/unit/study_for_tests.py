@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
+from circuitkit.core.bodies import BODIES
 from circuitkit.core.circuit import Circuit, Scores
 from circuitkit.core.edge_universe import EdgeUniverse
 from circuitkit.core.findings import Finding
@@ -75,9 +77,11 @@ def evaluation(label: str, circuit: Circuit, drawing: random.Random, evil: str =
         "circuit": {"label": label, "nodes": list(circuit.names), "n_heads": len(circuit.heads), "n_mlps": len(circuit.mlps)},
         "task": label, "model": circuit.model, "metric": "logit_diff", "unit": "logits", "n_prompts": 60, "clean_mean": 5.512,
         "patched_mean": -0.021, "score": _about(circuit.score or 80.0, 2.0), "confidence": 0.95, "resamples": 1000, "prompts": prompts,
-        "removed_from_circuit": removed, "removed_from_model": alone, "random_head": {"mean_drop": 1.4, "n": 20},
+        "removed_from_circuit": removed, "removed_from_model": alone, "random_head": {"mean_drop": 1.4, "n": 20, "drops": {}},
         "random_circuits": {"scores": [drawing.gauss(5, 9) for _ in range(40)], "mean": 5.2, "share_as_good": 0.0},
-        "sets_removed_from_model": [{"label": f"the circuit{evil}", "nodes": list(circuit.names), "score": _about(3.0, 2.0)}],
+        "sets_removed_from_model": [
+            {"label": f"the circuit{evil}", "nodes": list(circuit.names), "score": _about(3.0, 2.0), "control_of": None}
+        ],
     }  # fmt: skip
 
 
@@ -97,7 +101,8 @@ def cross_task(model: str, labels: list[str], drawing: random.Random) -> dict[st
     rows = [*labels, "random"]
     percent = [[_about(81 if row == task else 60 if row != "random" else 4, 3 + drawing.random()) for task in labels] for row in rows]
     return {"model": model, "circuits": rows, "tasks": labels, "percent": percent, "controls": ["random"],
-            "n_prompts": dict.fromkeys(labels, 512), "members": {}}  # fmt: skip
+            "n_prompts": dict.fromkeys(labels, 512), "members": {}, "random_scores": {}, "draws": 1, "confidence": 0.95,
+            "resamples": 1000}  # fmt: skip
 
 
 def compare(labels: dict[str, str], circuits: dict[str, Circuit]) -> dict[str, Any]:
@@ -138,17 +143,17 @@ def roles(model: str, circuit: Circuit, drawing: random.Random, evil: str = "") 
     ov = {key: {head: max(0.0, drawing.gauss(mean, 7)) for head in all_heads} for key, mean in (("copy", 4), ("next", 2))}
     ov["next"][heads[-1]], ov["copy"][heads[-1]], ov["copy"][heads[-2]] = 87.4, 59.3, 95.1
     return {
-        "model": model, "task": "numerals",
+        "model": model, "task": "numerals", "circuit": None,
         "groups": {f"names{evil}": {"tokens": tokens, "labels": {"S1": 4, "last": 18}}},
         "patterns": {head: {"group": f"names{evil}", "mean": attention_of(len(tokens), drawing)} for head in heads[:5]},
         "roles": {"successor": {"description": f"attends to the newest member{evil}", "scores": {heads[-1]: 0.61}, "found": [heads[-1]]},
                   "duplicate token": {"description": "attends to the same token", "scores": {}, "found": []}},
         "heads": {heads[-1]: {"successor": {"score": 0.61, "chance": 0.004}}, heads[0]: {}},
-        "ov": {"k": 5, "definition": "Members are read after block 0.", **ov, "mean_copy": 5.73, "mean_next": 3.29},
+        "ov": {"k": 5, "definition": "Members are read after block 0.", **ov, "mean_copy": 5.73, "mean_next": 3.29, "n": 512},
         "logit_lens": {"sites": sites, "answer_top1": answer, "wrong_top1": [0.9 * (1 - each) for each in answer],
                        "answer_logit": [place / 2 + 4 * each for place, each in enumerate(answer)],
                        "wrong_logit": [place / 2 + 2 for place in range(len(sites))], "switch": {sites[switch]: 480},
-                       "switch_site": sites[switch], "n": 512},
+                       "switch_site": sites[switch], "switch_top1": {}, "n": 512},
         "attribution": {"nodes": {str(node): drawing.gauss(0.3, 0.8) for node in Universe.of_nodes(circuit.n_layers, circuit.n_heads)},
                         "total": 5.4, "unit": "logits"},
         "skipped": {"QK": f"the model shares keys between heads{evil}"},
@@ -158,9 +163,10 @@ def roles(model: str, circuit: Circuit, drawing: random.Random, evil: str = "") 
 def transfer(model: str, circuit: Circuit, drawing: random.Random, evil: str = "") -> dict[str, Any]:
     """The body of a transfer table."""
     tasks = [f"next month{evil}", "next number", "word problems", "greater than"]
-    sets = [{"label": "circuit", "nodes": list(circuit.names), "control": False, "draws": 1},
-            {"label": "shared heads", "nodes": list(circuit.names[:4]), "control": False, "draws": 1},
-            {"label": "random heads", "nodes": [], "control": True, "draws": 10}]  # fmt: skip
+    size = {"n_heads": 4, "n_mlps": 0}
+    sets = [{"label": "circuit", "nodes": list(circuit.names), "control": False, "draws": 1, **size},
+            {"label": "shared heads", "nodes": list(circuit.names[:4]), "control": False, "draws": 1, **size},
+            {"label": "random heads", "nodes": [], "control": True, "draws": 10, **size}]  # fmt: skip
     accuracy: dict[str, Any] = {}
     for task in tasks:
         accuracy[task] = {}
@@ -171,7 +177,30 @@ def transfer(model: str, circuit: Circuit, drawing: random.Random, evil: str = "
     prompt = f"January February March{evil}"
     examples = [{"task": tasks[0], "prompt": prompt, "answer": " April", "set": "circuit", "generated": f" March{evil}\n"}]
     asked = [{"name": task, "asked": 64, "solved": 60, "clean_accuracy": 0.9375} for task in tasks]
-    return {"model": model, "patcher": "zero", "tasks": asked, "sets": sets, "accuracy": accuracy, "examples": examples}
+    return {"model": model, "patcher": "zero", "mlps": False, "confidence": 0.95, "seed": 0, "tasks": asked, "left_out": [], "sets": sets,
+            "accuracy": accuracy, "examples": examples}  # fmt: skip
+
+
+def whole(kind: str, part: dict[str, Any]) -> dict[str, Any]:
+    """The body of a finding with what a test does not care for: nothing, none or zero."""
+    found: dict[str, Any] = _whole(part, BODIES[kind])
+    return found
+
+
+def _whole(part: Any, declared: Any) -> Any:
+    if is_typeddict(declared):
+        entries = get_type_hints(declared)
+        filled = {key: _whole(part.get(key, _BLANK.get(get_origin(of) or of, {})), of) for key, of in entries.items()
+                  if key in part or key in declared.__required_keys__}  # fmt: skip
+        return {**part, **filled}
+    if get_origin(declared) is list:
+        return [_whole(each, get_args(declared)[0]) for each in part]
+    if get_origin(declared) is dict:
+        return {key: _whole(each, get_args(declared)[1]) for key, each in part.items()}
+    return part
+
+
+_BLANK: dict[Any, Any] = {str: "", int: 0, float: 0.0, bool: False, list: [], UnionType: None}
 
 
 def _circuit(task: str, model: str, n_layers: int, n_heads: int, evil: str) -> Circuit:
@@ -219,4 +248,4 @@ def _about(value: float, reach: float) -> dict[str, float]:
 
 
 def _drop(before: float, drop: float) -> dict[str, float]:
-    return {**_about(before - drop, 1.5), "drop": drop}
+    return {**_about(before - drop, 1.5), "drop": drop, "drop_low": drop - 1.5, "drop_high": drop + 1.5}

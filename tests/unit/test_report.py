@@ -162,8 +162,9 @@ def test_an_evaluation_is_drawn_as_it_was_measured():
 
 def test_an_evaluation_with_little_in_it_shows_that():
     body = evaluation("toy", CIRCUIT, random.Random(0))
-    for key in ("removed_from_circuit", "removed_from_model", "random_circuits", "sets_removed_from_model", "prompts"):
+    for key in ("removed_from_circuit", "removed_from_model", "sets_removed_from_model", "prompts"):
         body[key] = {}
+    body["random_circuits"]["scores"] = []
     assert drawings(FINDINGS["evaluation"][1]("toy", body)) == []
 
 
@@ -358,8 +359,8 @@ def test_a_map_of_some_nodes_has_the_shape_of_the_whole_model(study):
     parts, _ = sections(read(study))
     (stable,) = (part for part in parts if part.title == "Stability: stability")
     body = read(study).of_kind("evaluation")[0].what.body
-    few = {**body, "removed_from_model": {"m0": {"value": 3.0}}, "shape": (4, 8)}
-    heat = named(FINDINGS["evaluation"][1]("toy", few), "removed-from-model").figure.data[0]
+    few = {**body, "removed_from_model": {"m0": {"value": 3.0}}}
+    heat = named(FINDINGS["evaluation"][1]("toy", few, (4, 8)), "removed-from-model").figure.data[0]
     assert (len(heat.z), len(heat.z[0])) == (4, 9) and heat.z[0][8] == 3.0
     assert len(drawings(stable.blocks)) == 1
 
@@ -371,8 +372,8 @@ def test_a_finding_that_lacks_something_is_named_and_the_rest_is_made(study):
         kind = list(FINDINGS)[number_]
         folder = study.parent / f"broken{number_}"
         save_finding(Finding(kind, "t", body), folder)
-        (problem,) = sections(read(folder))[1]
-        assert problem.startswith(f"{kind}.json could not be drawn") and problem.endswith("left out.")
+        (problem,) = read(folder).problems
+        assert problem.startswith(f"{kind}.json is no whole result of the kind {kind!r}: its body") and problem.endswith("left out.")
     save_finding(Finding("something_new", "t", {}), study.parent / "new")
     assert "does not draw" in sections(read(study.parent / "new"))[1][0]
     assert material.problems == ()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from study_for_tests import whole
 
 from circuitkit.config import build, conf_dir, function
 from circuitkit.core.circuit import Circuit, Scores
@@ -243,7 +244,7 @@ def save_cross_task(folder, **cells):
              for task in SENTENCES] for ours, name in labels.items()]  # fmt: skip
     rows.append([{"value": 3.0, "low": 0.0, "high": 0.0}] * 3)
     body = {"model": "gpt2", "circuits": [*labels, "random like numerals"], "tasks": list(SENTENCES), "percent": rows}
-    save_finding(Finding("cross_task", "", body), folder / "cross_task")
+    save_finding(Finding("cross_task", "", whole("cross_task", body)), folder / "cross_task")
 
 
 def save_roles(folder, task, *, a9=0, m9=None):
@@ -251,7 +252,7 @@ def save_roles(folder, task, *, a9=0, m9=None):
     best = paper.REFERENCE["ov_scores_head_9_1"].get(task, {})
     scores = {kind: {"a9.h1": best.get(kind, 1.0), "a0.h0": 99.0} for kind in ("copy", "next")}
     body = {"logit_lens": {"switch": {"a8": 2, "a9": a9, "m9": m9}, "n": 1000}, "ov": scores, "roles": {}}
-    save_finding(Finding("roles", "", body), folder / "roles" / task)
+    save_finding(Finding("roles", "", whole("roles", body)), folder / "roles" / task)
 
 
 def save_transfer(folder, sets, change=0.0):
@@ -262,7 +263,8 @@ def save_transfer(folder, sets, change=0.0):
     accuracy["month_problem"] = {"intersection": {"mean": 0.5}}
     listed = [{"label": label, "control": control} for label in [*sets, "intersection"] for control in (False, True)]
     listed = [each | {"label": f"random like {each['label']}"} if each["control"] else each for each in listed]
-    save_finding(Finding("transfer", "", {"model": "llama2_7b_chat", "accuracy": accuracy, "sets": listed}), folder / "transfer")
+    body = {"model": "llama2_7b_chat", "accuracy": accuracy, "sets": listed}
+    save_finding(Finding("transfer", "", whole("transfer", body)), folder / "transfer")
 
 
 @pytest.fixture
@@ -499,7 +501,7 @@ def test_tables_say_what_the_findings_say(tmp_path):
     }
     stability = {"runs": [{}, {}], "mean_jaccard": {"all": 2 / 3, "seed": None}, "survive_corruptions": ["m0", "m1"], "survive_all": ["m0"]}
     pair = {"a": "months", "b": "days", "shared": 2, "jaccard": 2 / 3, "containment": None, "p_value": 1.234e-9}
-    percent = [[{"value": 81.0}, {"value": 5.0}], [{"value": None}, {"value": 1.0}]]
+    percent = [[{"value": 81.0}, {"value": 5.0}], [{"value": -2.0}, {"value": 1.0}]]
     accuracy = {"+1": {"months": {"mean": 0.25}, "random like months": {"mean": 1 / 3}}}
     of_task = {"evaluation": evaluation, "edges": edges | {"node_score": 81.0, "score": 78.0}, "roles": roles, "stability": stability}
     of_all = {
@@ -508,9 +510,9 @@ def test_tables_say_what_the_findings_say(tmp_path):
         "transfer": {"tasks": [{"name": "+1", "asked": 5, "solved": 4}], "accuracy": accuracy},
     }
     for kind, body in of_task.items():
-        save_finding(Finding(kind, "", body), tmp_path / kind / "months")
+        save_finding(Finding(kind, "", whole(kind, body)), tmp_path / kind / "months")
     for kind, body in of_all.items():
-        save_finding(Finding(kind, "", body), tmp_path / kind)
+        save_finding(Finding(kind, "", whole(kind, body)), tmp_path / kind)
     assert tables.read(tmp_path) == {
         "circuits": [{
             "task": "months", "heads": 1, "mlps": 2, "score": 81.01, "low": 75.0, "high": 86.0,
@@ -534,7 +536,7 @@ def test_tables_say_what_the_findings_say(tmp_path):
             {"pair": "months&days", "shared": 2, "jaccard": 0.6667, "containment": None, "p_value": "1.2e-09"},
             {"pair": "all", "shared": 2, "members": "m0 m1"},
         ],
-        "cross_task": [{"circuit": "months", "months": 81.0, "days": 5.0}, {"circuit": "ioi", "months": None, "days": 1.0}],
+        "cross_task": [{"circuit": "months", "months": 81.0, "days": 5.0}, {"circuit": "ioi", "months": -2.0, "days": 1.0}],
         "transfer": [{"questions": "+1", "solved": 4, "asked": 5, "months": 0.25, "random like months": 0.333}],
     }  # fmt: skip
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.errors import MeasurementError
 from circuitkit.core.prompts import PromptSet
-from circuitkit.core.shapes import CleanLogits, Logits, Masks, StepLogits, Values
+from circuitkit.core.shapes import CleanLogits, Masks, StepLogits, Values
 from circuitkit.core.universe import NodeUniverse
 from circuitkit.engine.featurizing import Featurizers
 from circuitkit.engine.nodes import NodeEngine
@@ -122,7 +122,7 @@ class PackedEngine(NodeEngine):
         assert self._asked is not None
         return self.prompts.renumbered(self._asked)
 
-    def _parts(self, masks: Masks, base: Bool[Tensor, " node"] | None) -> Iterator[tuple[Pack, Logits]]:
+    def _parts(self, masks: Masks, base: Bool[Tensor, " node"] | None) -> Iterator[tuple[Pack, StepLogits]]:
         """The passes that a score takes."""
         for part, logits in self._clean_lane.run(masks, self._replacements_for, base, tokens=self._asked):
             assert logits is not None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 
+from circuitkit.core.bodies import EvaluatedCircuit, Evaluation, PromptScores, RemovedSet
 from circuitkit.report.blocks import Block, Drawing, Table
-from circuitkit.report.figures.maps import are_cells, file_name, model_shape, node_map
+from circuitkit.report.figures.maps import Shape, are_cells, file_name, model_shape, node_map
 from circuitkit.report.figures.style import (
     BLUE,
     GREY,
@@ -28,48 +28,47 @@ _EDGES = 15
 _NAMES = 40
 
 
-def evaluation(label: str, body: Mapping[str, Any]) -> list[Block]:
-    """Every drawing and table of one evaluation, as far as it was measured."""
+def evaluation(label: str, body: Evaluation, shape: Shape | None = None) -> list[Block]:
+    """Every drawing and table of one evaluation, as far as there is something to draw."""
     blocks: list[Block] = [summary(body)]
-    circuits = body.get("random_circuits") or {}
-    if circuits.get("scores"):
+    if body["random_circuits"]["scores"]:
         blocks.append(against_random(label, body))
-    if body.get("removed_from_circuit"):
+    if body["removed_from_circuit"]:
         blocks.append(removed_from_circuit(label, body))
-    if "frame" in body and body.get("removed_from_model"):
+    if "frame" in body and body["removed_from_model"]:
         blocks += removed_from_frame(body)
-    elif are_cells(body.get("removed_from_model") or ()):
-        blocks += removed_from_model(label, body)
-    if body.get("sets_removed_from_model"):
+    elif are_cells(body["removed_from_model"]):
+        blocks += removed_from_model(label, body, shape)
+    if body["sets_removed_from_model"]:
         blocks.append(sets_removed(body))
-    if body.get("prompts"):
+    if body["prompts"]:
         blocks.append(prompts(label, body))
     return blocks
 
 
-def summary(body: Mapping[str, Any]) -> Table:
+def summary(body: Evaluation) -> Table:
     """The main numbers."""
     circuit, unit = body["circuit"], str(body["unit"])
     rows = (
         ("circuit", f"{circuit['label']}: {circuit.get('size') or _size(circuit)}{_edges(body)}"),
         ("model, task, metric", f"{body['model']}, {body['task']}, {body['metric']}"),
         ("score of the circuit alone", shown_interval(body["score"])),
-        ("how it is normalised", str(body.get("formula", "not said"))),
+        ("how it is normalised", body.get("formula", "not said")),
         ("untouched model", f"{shown(number(body['clean_mean']), unit, 3)} on {body['n_prompts']} prompts"),
         ("everything replaced", shown(number(body["patched_mean"]), unit, 3)),
     )
-    percent = 100 * (number(body.get("confidence")) or 0.95)
+    percent = 100 * body["confidence"]
     return Table(("", ""), rows, f"Main numbers; in brackets the {percent:.0f} % bootstrap interval of {body['resamples']} resamples.")
 
 
-def _edges(body: Mapping[str, Any]) -> str:
+def _edges(body: Evaluation) -> str:
     """The size of a circuit of edges, and of what it lies in."""
     if "frame" not in body:
         return ""
     return f", {len(body['circuit']['edges'])} of the {body['frame_edges']} edges between the {len(body['frame'])} components of its frame"
 
 
-def against_random(label: str, body: Mapping[str, Any]) -> Drawing:
+def against_random(label: str, body: Evaluation) -> Drawing:
     """The circuit's score beside those of random circuits of its size."""
     random = body["random_circuits"]
     scores = [number(score) for score in random["scores"]]
@@ -95,7 +94,7 @@ def against_random(label: str, body: Mapping[str, Any]) -> Drawing:
     )
 
 
-def removed_from_circuit(label: str, body: Mapping[str, Any]) -> Drawing:
+def removed_from_circuit(label: str, body: Evaluation) -> Drawing:
     """How far the circuit's score falls without each member."""
     removed, of_edges = body["removed_from_circuit"], "frame" in body
     unit, colours = ("edge", "") if of_edges else ("member", "heads blue, MLPs orange, ")
@@ -125,13 +124,12 @@ def removed_from_circuit(label: str, body: Mapping[str, Any]) -> Drawing:
     )
 
 
-def removed_from_model(label: str, body: Mapping[str, Any]) -> list[Drawing]:
+def removed_from_model(label: str, body: Evaluation, shape: Shape | None) -> list[Drawing]:
     """The map of what the whole model is left with when one node is removed."""
     values = {name: number(each["value"]) for name, each in body["removed_from_model"].items()}
     marked = [name for name in body["circuit"]["nodes"] if name in values]
-    drawn = node_map(values, model_shape(body, [*values, *marked]), unit="%", middle=100.0, marked=marked)
-    random = number((body.get("random_head") or {}).get("mean_drop"))
-    n_heads = body["random_head"].get("n") if random is not None else None
+    drawn = node_map(values, model_shape(shape, [*values, *marked]), unit="%", middle=100.0, marked=marked)
+    random, n_heads = body["random_head"]["mean_drop"], body["random_head"]["n"]
     usual = "" if random is None else f" Removing any one of {n_heads} heads costs {random:.1f} points on average, gains counted as 0."
     return [
         Drawing(
@@ -143,7 +141,7 @@ def removed_from_model(label: str, body: Mapping[str, Any]) -> list[Drawing]:
     ]
 
 
-def removed_from_frame(body: Mapping[str, Any]) -> list[Block]:
+def removed_from_frame(body: Evaluation) -> list[Block]:
     """The edges of the circuit whose removal costs most where all other edges of the frame are there."""
     removed = sorted(body["removed_from_model"].items(), key=lambda item: -(number(item[1]["drop"]) or 0.0))
     rows = tuple((name, shown_interval(each), shown(number(each["drop"]), "points", 2)) for name, each in removed[:_EDGES])
@@ -152,14 +150,14 @@ def removed_from_frame(body: Mapping[str, Any]) -> list[Block]:
     return [Table(("removed edge", "score left", "drop"), rows, caption)]
 
 
-def sets_removed(body: Mapping[str, Any]) -> Table:
+def sets_removed(body: Evaluation) -> Table:
     """What the whole model is left with when a set is removed."""
     rows = tuple((each["label"], shown_interval(each["score"]), _members(each)) for each in body["sets_removed_from_model"])
     units, whole = ("edges", "frame with all of its edges") if "frame" in body else ("nodes", "whole model")
     return Table(("removed set", "score left", units), rows, f"Performance in % of the {whole} when a set is removed from it at once.")
 
 
-def _members(entry: Mapping[str, Any]) -> str:
+def _members(entry: RemovedSet) -> str:
     """The members of a set; of random sets how many of the set's own they hold."""
     if not entry.get("in_common"):
         names = list(entry["nodes"])
@@ -168,12 +166,12 @@ def _members(entry: Mapping[str, Any]) -> str:
     return f"{entry['in_common']:g} of the set's own members on average, because the model has too few others"
 
 
-def prompts(label: str, body: Mapping[str, Any]) -> Drawing:
+def prompts(label: str, body: Evaluation) -> Drawing:
     """Prompt by prompt, the circuit against the whole model."""
     unit = str(body["unit"])
-    by_group: dict[str, list[Mapping[str, Any]]] = {}
+    by_group: dict[str, list[PromptScores]] = {}
     for each in body["prompts"]:
-        by_group.setdefault(str(each.get("group", "")), []).append(each)
+        by_group.setdefault(each["group"], []).append(each)
     traces: list[Any] = []
     numbers = [value for each in body["prompts"] for value in (number(each["clean"]), number(each["circuit"])) if value is not None]
     ends = [min(numbers, default=0.0), max(numbers, default=1.0)]
@@ -203,5 +201,5 @@ def prompts(label: str, body: Mapping[str, Any]) -> Drawing:
     )
 
 
-def _size(circuit: Mapping[str, Any]) -> str:
+def _size(circuit: EvaluatedCircuit) -> str:
     return f"{circuit['n_heads']} heads, {circuit['n_mlps']} MLPs"

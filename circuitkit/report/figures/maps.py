@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -13,25 +12,28 @@ from circuitkit.core.node import Kind, Node
 from circuitkit.report.blocks import Drawing
 from circuitkit.report.figures.style import DIVERGING, INK, SEQUENTIAL, WIDTH, figure, number
 
+Shape = tuple[int, int]
+"""Layers, and heads per layer."""
+
 _TEXT_UP_TO = 17  # columns; numbers in narrower cells could not be read
 
 
-def shape_of(names: Iterable[str]) -> tuple[int, int]:
+def shape_of(names: Iterable[str]) -> Shape:
     """The least numbers of layers and heads a layer that a model with these nodes has."""
     nodes = [Node.parse(name) for name in names]
     return max((node.layer + 1 for node in nodes), default=1), max((node.head + 1 for node in nodes if node.head is not None), default=1)
 
 
-def model_shape(body: Mapping[str, Any], names: Iterable[str]) -> tuple[int, int]:
-    """Layers and heads per layer: ``shape`` of a finding, where it is known, else what its nodes need."""
+def model_shape(known: Shape | None, names: Iterable[str]) -> Shape:
+    """That of the model, where it is known, else what its nodes need."""
     least = shape_of(names)
-    layers, heads = body.get("shape") or least
+    layers, heads = known or least
     return max(layers, least[0]), max(heads, least[1])
 
 
 def node_map(
     values: Mapping[str, float | None],
-    shape: tuple[int, int],
+    shape: Shape,
     *,
     unit: str,
     middle: float | None = None,

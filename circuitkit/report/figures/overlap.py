@@ -7,13 +7,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from circuitkit.core.bodies import ComparedCircuit, Comparison
 from circuitkit.core.circuit import Circuit
 from circuitkit.core.node import INPUT, LOGITS, Edge, Node
 from circuitkit.report.blocks import Block, Drawing, Table
 from circuitkit.report.figures.circuit_graph import curve, graph_figure, node_trace, spread
 from circuitkit.report.figures.layout import layered
-from circuitkit.report.figures.maps import file_name
-from circuitkit.report.figures.style import BLUE, GOLD, GREEN, GREY, INK, ORANGE, PURPLE, RED, SERIES, number, rgba, shown
+from circuitkit.report.figures.maps import Shape, file_name
+from circuitkit.report.figures.style import BLUE, GOLD, GREEN, GREY, INK, ORANGE, PURPLE, RED, SERIES, rgba, shown
 
 _THREE = (RED, BLUE, GOLD)
 _PAIRS = {(0, 1): PURPLE, (0, 2): ORANGE, (1, 2): GREEN}
@@ -99,23 +100,19 @@ def title_of(who: Sequence[str], labels: Sequence[str]) -> str:
     return " and ".join(who) if len(labels) <= 3 else f"some (2 to {len(labels) - 1})"
 
 
-def compared(label: str, body: Mapping[str, Any]) -> list[Block]:
+def compared(label: str, body: Comparison, shape: Shape | None = None) -> list[Block]:
     """The numbers of a comparison: sizes, and the overlap of each pair."""
     of_edges = "level" in body
-    counted = ("heads", "mlps", *(("n_edges",) if of_edges else ()))
-    sizes = tuple(
-        (name, str(each["model"]), *(str(each[key]) for key in counted), shown(number(each["score"]), "%"))
-        for name, each in body["circuits"].items()
-    )
+    sizes = tuple((name, each["model"], *_counts(each, of_edges), shown(each["score"], "%")) for name, each in body["circuits"].items())
     titles = ("circuit", "model", "heads", "MLPs", *(("edges",) if of_edges else ()), "score")
     units = "edges" if of_edges else "members"
     pairs = tuple(
         (
             f"{pair['a']} and {pair['b']}",
             str(pair["shared"]),
-            shown(number(pair["jaccard"]), digits=2),
-            _containment(pair.get("containment")),
-            _p_value(number(pair.get("p_value"))),
+            shown(pair["jaccard"], digits=2),
+            shown(pair["containment"], digits=2),
+            _p_value(pair["p_value"]),
         )
         for pair in body["pairs"]
     )
@@ -130,10 +127,8 @@ def compared(label: str, body: Mapping[str, Any]) -> list[Block]:
     ]
 
 
-def _containment(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {shown(number(each), digits=2)}" for key, each in value.items())
-    return shown(number(value), digits=2)
+def _counts(circuit: ComparedCircuit, of_edges: bool) -> tuple[str, ...]:
+    return str(circuit["heads"]), str(circuit["mlps"]), *((str(circuit["n_edges"]),) if of_edges else ())
 
 
 def _p_value(value: float | None) -> str:

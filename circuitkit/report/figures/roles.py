@@ -8,21 +8,22 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from circuitkit.core.bodies import Attribution, LogitLens, OVScores, PlayedRole, Roles, RoleScores
 from circuitkit.report.blocks import Block, Drawing, Table, Text
-from circuitkit.report.figures.maps import file_name
+from circuitkit.report.figures.maps import Shape, file_name
 from circuitkit.report.figures.style import BLUE, GREY, ORANGE, PALE, PURPLE, SEQUENTIAL, dressed, figure, number, shown
 
 _PATTERNS, _BARS, _NAMED = 12, 30, 10
 
 
-def roles(label: str, body: Mapping[str, Any]) -> list[Block]:
+def roles(label: str, body: Roles, shape: Shape | None = None) -> list[Block]:
     """Every drawing and table of one analysis, as far as it was made."""
     blocks: list[Block] = []
-    if body.get("roles"):
+    if body["roles"]:
         blocks.append(role_table(body["roles"]))
     if body.get("heads"):
         blocks.append(head_table(body["heads"]))
-    if body.get("patterns"):
+    if body["patterns"]:
         blocks += attention(label, body)
     if body.get("logit_lens"):
         blocks.append(logit_lens(label, body["logit_lens"]))
@@ -30,10 +31,10 @@ def roles(label: str, body: Mapping[str, Any]) -> list[Block]:
         blocks.append(attribution(label, body["attribution"]))
     if body.get("ov"):
         blocks.append(ov(label, body["ov"]))
-    return blocks + [Text(f"Left out, {part}: {reason}") for part, reason in (body.get("skipped") or {}).items()]
+    return blocks + [Text(f"Left out, {part}: {reason}") for part, reason in body["skipped"].items()]
 
 
-def role_table(found: Mapping[str, Any]) -> Table:
+def role_table(found: Mapping[str, RoleScores]) -> Table:
     """The heads with the highest score for each role."""
     rows = []
     for role, each in found.items():
@@ -43,17 +44,17 @@ def role_table(found: Mapping[str, Any]) -> Table:
     return Table(("role", "what such a head does", "heads, best first (score)"), tuple(rows), "Roles of heads, by their attention.")
 
 
-def head_table(found: Mapping[str, Any]) -> Table:
+def head_table(found: Mapping[str, Mapping[str, PlayedRole]]) -> Table:
     """The roles of each head, with their control."""
     rows = []
     for head, roles in found.items():
-        values = {role: (number(each["score"]), number(each["chance"])) for role, each in roles.items()}
+        values = {role: (each["score"], each["chance"]) for role, each in roles.items()}
         said = (f"{role} ({shown(score, digits=2)}; {shown(chance, digits=3)})" for role, (score, chance) in values.items())
         rows.append((str(head), ", ".join(said) or "none"))
     return Table(("head", "roles, best first (score; share of random keys that score as much)"), tuple(rows), "Roles of each head.")
 
 
-def attention(label: str, body: Mapping[str, Any]) -> list[Drawing]:
+def attention(label: str, body: Roles) -> list[Drawing]:
     """Mean attention patterns, two a drawing."""
     heads = list(body["patterns"])
     drawings = []
@@ -87,14 +88,15 @@ def attention(label: str, body: Mapping[str, Any]) -> list[Drawing]:
     return drawings
 
 
-def logit_lens(label: str, body: Mapping[str, Any]) -> Drawing:
+def logit_lens(label: str, body: LogitLens) -> Drawing:
     """What the residual stream at the last token would say after each component."""
     sites = [str(site) for site in body["sites"]]
     drawn = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.5, 0.5])
     dressed(drawn, 520)
-    for row, unit, pair in ((1, 100.0, ("wrong_top1", "answer_top1")), (2, 1.0, ("wrong_logit", "answer_logit"))):
-        for key, name, colour, dash in zip(pair, ("last shown member", "answer"), (ORANGE, BLUE), ("dot", "solid"), strict=True):
-            numbers = [number(value) for value in body.get(key) or ()]
+    top1, logits = (body["wrong_top1"], body["answer_top1"]), (body["wrong_logit"], body["answer_logit"])
+    for row, unit, pair in ((1, 100.0, top1), (2, 1.0, logits)):
+        for values, name, colour, dash in zip(pair, ("last shown member", "answer"), (ORANGE, BLUE), ("dot", "solid"), strict=True):
+            numbers = [number(value) for value in values]
             line = go.Scatter(
                 x=sites,
                 y=[None if value is None else unit * value for value in numbers],
@@ -105,12 +107,12 @@ def logit_lens(label: str, body: Mapping[str, Any]) -> Drawing:
                 showlegend=row == 1,
             )
             drawn.add_trace(line, row, 1)
-    site, switches = body.get("switch_site"), body.get("switch") or {}
+    site, switches = body["switch_site"], body["switch"]
     told = ""
-    if site in sites:
+    if site is not None and site in sites:
         for row in (1, 2):
             drawn.add_vline(x=sites.index(site), line={"color": PURPLE, "dash": "dash", "width": 1.5}, row=row, col=1)
-        count, n = number(switches.get(site)), number(body.get("n"))
+        count, n = number(switches.get(site)), body["n"]
         often = "" if count is None or not n else f" (in {count:.0f} of {n:.0f} prompts)"
         told = f" The dashed line marks {site}, after which the answer most often takes over{often}."
     drawn.update_yaxes(title={"text": "prompts with it on top (%)"}, range=[-4, 104], row=1, col=1)
@@ -125,7 +127,7 @@ def logit_lens(label: str, body: Mapping[str, Any]) -> Drawing:
     )
 
 
-def attribution(label: str, body: Mapping[str, Any]) -> Drawing:
+def attribution(label: str, body: Attribution) -> Drawing:
     """What each node writes directly in favour of the answer."""
     values = {name: number(value) or 0.0 for name, value in body["nodes"].items()}
     top = sorted(values.items(), key=lambda item: -abs(item[1]))[:_BARS]
@@ -149,7 +151,7 @@ def attribution(label: str, body: Mapping[str, Any]) -> Drawing:
     )
 
 
-def ov(label: str, body: Mapping[str, Any]) -> Drawing:
+def ov(label: str, body: OVScores) -> Drawing:
     """Heads by what their OV circuit turns a member into: itself, or the next one."""
     copies, following = body["copy"], body["next"]
     heads = [head for head in copies if head in following]
@@ -178,13 +180,13 @@ def ov(label: str, body: Mapping[str, Any]) -> Drawing:
         xaxis={"title": {"text": "copy score: same member among the top tokens (%)"}, "range": [-0.03 * reach, reach]},
         yaxis={"title": {"text": "next score: next member among the top tokens (%)"}, "range": [-0.03 * reach, 1.04 * reach]},
     )
-    means = f"means of all heads: copy {shown(number(body.get('mean_copy')), '%')}, next {shown(number(body.get('mean_next')), '%')}"
+    means = f"means of all heads: copy {shown(body['mean_copy'], '%')}, next {shown(body['mean_next'], '%')}"
     return Drawing(
         file_name("ov", label),
         drawn,
         f"OV circuits of {len(heads)} heads: in how many cases (%) a head turns a member into itself (across) or into the next one (up), "
         f"counted among the {body['k']} most likely tokens; heads above the dotted line (blue) move on rather than copy ({means}). "
-        f"{body.get('definition') or ''}".strip(),
+        f"{body['definition']}".strip(),
     )
 
 

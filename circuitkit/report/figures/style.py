@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
+
+from circuitkit.core.bodies import Estimate
 
 WIDTH = 900  # pixels, on the page and in the files
 INK, GREY, PALE, GRID = "#1f2328", "#7a828c", "#c9ced6", "#e6e8eb"
@@ -59,10 +61,10 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
-def interval(estimate: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+def interval(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
     """An estimate, and how far its interval reaches above and below it."""
     value = number(estimate["value"])
-    low, high = number(estimate.get("low")), number(estimate.get("high"))
+    low, high = number(estimate["low"]), number(estimate["high"])
     if value is None:
         return None, None, None
     return value, None if high is None else max(0.0, high - value), None if low is None else max(0.0, value - low)
@@ -73,11 +75,11 @@ def shown(value: float | None, unit: str = "", digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}{unit and ' ' + unit}"
 
 
-def shown_interval(estimate: Mapping[str, Any] | None, unit: str = "%", digits: int = 1) -> str:
+def shown_interval(estimate: Estimate | None, unit: str = "%", digits: int = 1) -> str:
     """An estimate with its interval, such as ``81.2 % [79.0, 83.1]``."""
     if estimate is None:
         return "–"
-    low, high = number(estimate.get("low")), number(estimate.get("high"))
+    low, high = number(estimate["low"]), number(estimate["high"])
     ends = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return shown(number(estimate["value"]), unit, digits) + ends
 

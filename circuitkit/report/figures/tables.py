@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 
+from circuitkit.core.bodies import CrossTask, Stability, StabilityRun
 from circuitkit.report.blocks import Block, Drawing, Table
-from circuitkit.report.figures.maps import file_name, model_shape, node_map
+from circuitkit.report.figures.maps import Shape, file_name, model_shape, node_map
 from circuitkit.report.figures.style import SEQUENTIAL, figure, number, shown, shown_interval, ticks, wrapped
 
 
-def cross_task(label: str, body: Mapping[str, Any]) -> list[Block]:
+def cross_task(label: str, body: CrossTask, shape: Shape | None = None) -> list[Block]:
     """Every circuit on the prompts of every task."""
-    circuits, tasks, controls = body["circuits"], body["tasks"], set(body.get("controls") or ())
+    circuits, tasks, controls = body["circuits"], body["tasks"], set(body["controls"])
     values = [[number(cell["value"]) for cell in row] for row in body["percent"]]
     names = [f"{name} (control)" if name in controls else name for name in circuits]
     low, high = (pick([value for row in values for value in row if value is not None] or [0.0]) for pick in (min, max))
@@ -37,7 +37,7 @@ def cross_task(label: str, body: Mapping[str, Any]) -> list[Block]:
         yaxis={"title": {"text": "circuit of"}, "showgrid": False, "autorange": "reversed", **ticks([wrapped(name, 26) for name in names])},
     )
     of_edges = " of edges" if "level" in body else ""
-    prompts = ", ".join(f"{task} {n}" for task, n in (body.get("n_prompts") or {}).items())
+    prompts = ", ".join(f"{task} {n}" for task, n in body["n_prompts"].items())
     return [
         Drawing(
             file_name("cross-task", label),
@@ -48,17 +48,14 @@ def cross_task(label: str, body: Mapping[str, Any]) -> list[Block]:
     ]
 
 
-def stability(label: str, body: Mapping[str, Any]) -> list[Block]:
+def stability(label: str, body: Stability, shape: Shape | None = None) -> list[Block]:
     """What stays of a circuit when the search is repeated under other conditions."""
     shares = {name: number(each["share"]) for name, each in body["nodes"].items()}
     percent = {name: None if share is None else 100 * share for name, share in shares.items()}
     in_all = [name for name, share in shares.items() if share == 1]  # of circuits of edges the map shows the components
-    drawn = node_map(percent, model_shape(body, shares), unit="% of the runs", marked=in_all)
+    drawn = node_map(percent, model_shape(shape, shares), unit="% of the runs", marked=in_all)
     varied = ("corruption", "seed", "order", "threshold")
-    runs = tuple(
-        (str(run["label"]), *(_cell(run.get(key)) for key in varied), shown(number(run["score"]), "%"), _size(run))
-        for run in body["runs"]
-    )
+    runs = tuple((run["label"], *_settings(run), shown(run["score"], "%"), _size(run)) for run in body["runs"])
     means = tuple((key, shown(number(value), digits=2)) for key, value in body["mean_jaccard"].items())
     survivors = (
         ("all runs", " ".join(body["survive_all"]) or "none"),
@@ -76,7 +73,11 @@ def stability(label: str, body: Mapping[str, Any]) -> list[Block]:
     ]
 
 
-def _size(run: Mapping[str, Any]) -> str:
+def _settings(run: StabilityRun) -> tuple[str, ...]:
+    return tuple(map(_cell, (run["corruption"], run["seed"], run["order"], run["threshold"])))
+
+
+def _size(run: StabilityRun) -> str:
     return f"{len(run['nodes'])}, {len(run['edges'])} edges" if "edges" in run else str(len(run["nodes"]))
 
 

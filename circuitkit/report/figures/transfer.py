@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 
+from circuitkit.core.bodies import Accuracy, Transfer
 from circuitkit.report.blocks import Block, Drawing, Table
-from circuitkit.report.figures.maps import file_name
+from circuitkit.report.figures.maps import Shape, file_name
 from circuitkit.report.figures.style import GREY, INK, PALE, SERIES, error_bars, figure, interval, number, shown, ticks, wrapped
 
 _EXAMPLES = 40
 _TALLEST = 1000  # pixels, so that it fits a printed page
 
 
-def transfer(label: str, body: Mapping[str, Any]) -> list[Block]:
+def transfer(label: str, body: Transfer, shape: Shape | None = None) -> list[Block]:
     """The bars, the tasks and the examples."""
     tasks = tuple(
         (str(each["name"]), str(each["asked"]), str(each["solved"]), _percent(number(each["clean_accuracy"]))) for each in body["tasks"]
@@ -26,7 +26,7 @@ def transfer(label: str, body: Mapping[str, Any]) -> list[Block]:
     )
     examples = tuple(
         (str(each["task"]), str(each["prompt"]), str(each["answer"]), str(each["set"]), str(each["generated"]))
-        for each in body.get("examples") or ()
+        for each in body["examples"]
     )
     blocks: list[Block] = [
         accuracy(label, body),
@@ -40,7 +40,7 @@ def transfer(label: str, body: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def accuracy(label: str, body: Mapping[str, Any]) -> Drawing:
+def accuracy(label: str, body: Transfer) -> Drawing:
     """Accuracy for each task and removed set; random controls are grey, their single draws are dots."""
     tasks = [str(each["name"]) for each in body["tasks"]]
     controls = {str(each["label"]) for each in body["sets"] if each["control"]}
@@ -51,7 +51,7 @@ def accuracy(label: str, body: Mapping[str, Any]) -> Drawing:
     for place, name in enumerate(labels):
         spots = [spot + (place - (len(labels) - 1) / 2) * width for spot in range(len(tasks))]
         cells = [body["accuracy"].get(task, {}).get(name) for task in tasks]
-        ends = [interval({**cell, "value": cell["mean"]}) if cell else (None, None, None) for cell in cells]
+        ends = [_interval(cell) if cell else (None, None, None) for cell in cells]
         colour = PALE if name in controls else SERIES[given % len(SERIES)]
         given += name not in controls
         traces.append(
@@ -67,7 +67,7 @@ def accuracy(label: str, body: Mapping[str, Any]) -> Drawing:
                 hoverinfo="text",
             )
         )
-        draws = [(cell or {}).get("draws") or [] for cell in cells] if name in controls else []
+        draws = [cell["draws"] if cell else [] for cell in cells] if name in controls else []
         traces += [_draws(spot, [number(draw) for draw in some], width) for spot, some in zip(spots, draws, strict=False) if some]
     drawn = figure(
         min(_TALLEST, 110 + len(tasks) * max(24, 9 * len(labels))),
@@ -97,6 +97,10 @@ def _draws(spot: float, shares: list[float | None], width: float) -> go.Scatter:
         hoverinfo="text",
         showlegend=False,
     )
+
+
+def _interval(share: Accuracy) -> tuple[float | None, float | None, float | None]:
+    return interval({"value": share["mean"], "low": share["low"], "high": share["high"]})
 
 
 def _percent(share: float | None) -> str:
