@@ -83,7 +83,8 @@ def run(config: DictConfig) -> None:
 def numbers(body: Roles) -> dict[str, float]:
     """What the roles are summed up by: the best head's score for each, and the means of the other parts."""
     found = {f"roles/{name}": max(role["scores"].values()) for name, role in body["roles"].items()}
-    found |= {f"roles/ov_{name}": body["ov"][f"mean_{name}"] for name in ("copy", "next") if "ov" in body}
+    if "ov" in body:
+        found |= {"roles/ov_copy": body["ov"]["mean_copy"], "roles/ov_next": body["ov"]["mean_next"]}
     return found | ({"roles/attributed": body["attribution"]["total"]} if "attribution" in body else {})
 
 
