@@ -7,39 +7,40 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from circuitkit.core.errors import ModelError
 from circuitkit.core.node import Node
 from circuitkit.core.shapes import Acts
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.proof.doctor import Patient
+from circuitkit.models import blocks
+from circuitkit.models.bare import unwrapped
 from circuitkit.models.checks import Check, largest, relative, tolerance
 from circuitkit.models.hooked import Layer
 from circuitkit.patchers.base import Patcher
 
 N_EDGES = 6
 N_DIRECTIONS = 3
-STEP = 0.01
-"""How far soft masks are moved to either side: the error of the quotient is of the order of its square."""
+STEPS = (0.01, 0.001)
+"""How far soft masks are moved to either side; the second where the first does not agree. What picks experts or tokens jumps, and a
+smaller step is less likely to meet a jump; a wrong derivative stays wrong."""
 DERIVATIVE_TOLERANCE = 0.02
 
 
 def addends(patient: Patient) -> Check:
-    """What a layer adds to the residual stream is what its attention and its MLP add."""
-    if not patient.model.architecture.additive:
-        raise ModelError(
-            f"In {patient.model.name} what attention and MLP give goes through a norm before it is added, and the table does not name that "
-            "norm, so the addends cannot be compared with what the layer adds."
-        )
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    """What a layer adds to the residual stream is what its attention and its MLP add, behind their norms."""
+    model, seen = patient.model, dict[int, tuple[Tensor, Tensor, Tensor]]()
 
     def visit(layer: Layer) -> None:
-        resid, parts = layer.resid, layer.attention_out + layer.mlp_out
-        seen[layer.index] = parts, layer.out - resid
+        resid = layer.resid
+        seen[layer.index] = layer.attention_out, layer.mlp_out, layer.out - resid
 
-    patient.model.run(patient.prompts.clean, visit, **patient.prompts.padding(slice(0, len(patient.prompts))))
-    differences = [relative(parts, whole) for parts, whole in seen.values()]
+    model.run(patient.prompts.clean, visit, **patient.prompts.padding(slice(0, len(patient.prompts))))
+    with torch.no_grad(), unwrapped(model.hf):
+        differences = [
+            relative(blocks.added(model, index, "attention", attention) + blocks.added(model, index, "mlp", mlp), whole)
+            for index, (attention, mlp, whole) in seen.items()
+        ]
     what = "what attention and MLP add = what the layer adds to the residual stream"
-    return Check.of("addends", what, largest(differences), tolerance(patient.model))
+    return Check.of("addends", what, largest(differences), tolerance(model))
 
 
 def edges(patient: Patient) -> Check:
@@ -55,25 +56,31 @@ def edges(patient: Patient) -> Check:
 
 def gradients(patient: Patient) -> Check:
     """Derivatives of the metric by soft masks are the difference quotients of the naive path."""
-    model, prompts, universe = patient.model, patient.prompts, patient.model.universe
-    generator = torch.Generator().manual_seed(0)
+    universe, generator = patient.model.universe, torch.Generator().manual_seed(0)
     mask = 0.3 + 0.4 * torch.rand(len(universe), generator=generator)
-    found, expected = [], []
-    for patcher in (patient.zero, patient.resample):
-        derivative = patient.engine(model, prompts, patcher, patient.metric).gradients().grad(mask).cpu().double()
-        for _ in range(N_DIRECTIONS):
-            direction = torch.rand(len(universe), generator=generator) * 2 - 1
-            found.append(derivative @ direction.double())
-            ahead, behind = (
-                ReferenceEngine(model, prompts, Soft(patcher, dict(zip(universe.nodes, soft.tolist(), strict=True))), patient.metric)
-                .score(universe.empty()[None])
-                .double()
-                .mean()
-                for soft in (mask + STEP * direction, mask - STEP * direction)
-            )
-            expected.append((ahead - behind) / (2 * STEP))
+    directions = 2 * torch.rand(N_DIRECTIONS, len(universe), generator=generator) - 1
+    patchers = (patient.zero, patient.resample)
+    engines = [patient.engine(patient.model, patient.prompts, patcher, patient.metric) for patcher in patchers]
+    found = torch.cat([directions.double() @ each.gradients().grad(mask).cpu().double() for each in engines])
+    differences = []
+    for step in STEPS:
+        quotients = [_quotient(patient, patcher, mask, step * each) / step for patcher in patchers for each in directions]
+        differences.append(relative(found, torch.tensor(quotients, dtype=torch.float64)))
+        if differences[-1] <= DERIVATIVE_TOLERANCE:
+            break
     what = f"derivatives by soft masks in {len(found)} directions = difference quotients of the naive path"
-    return Check.of("gradients", what, relative(torch.stack(found), torch.stack(expected)), DERIVATIVE_TOLERANCE)
+    return Check.of("gradients", what, min(differences), DERIVATIVE_TOLERANCE)
+
+
+def _quotient(patient: Patient, patcher: Patcher, mask: Tensor, step: Tensor) -> float:
+    """By how much the mean metric of the naive path rises over a step, from the same step to either side of a soft mask."""
+    universe = patient.model.universe
+    means = []
+    for soft in (mask + step, mask - step):
+        mixed = Soft(patcher, dict(zip(universe.nodes, soft.tolist(), strict=True)))
+        engine = ReferenceEngine(patient.model, patient.prompts, mixed, patient.metric)
+        means.append(engine.score(universe.empty()[None]).double().mean().item())
+    return (means[0] - means[1]) / 2
 
 
 class Soft(Patcher):

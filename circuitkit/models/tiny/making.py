@@ -6,7 +6,8 @@ the sizes of ``sizes.py``; its weights are drawn by ``weights.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -61,13 +62,13 @@ def tiny_model(
         ModelError: As ``tiny_config`` does.
     """
     made = _class_of(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "causal")
-    return _model(made, config or tiny_config(model_type, window=window), seed, attention)
+    return _model(made, model_type, config or tiny_config(model_type, window=window), seed, attention)
 
 
 def tiny_masked_model(model_type: str, seed: int = 0, *, attention: str | None = None, window: int = 5) -> PreTrainedModel:
     """The same of a masked language model, such as ``bert`` or ``modernbert``."""
     made = _class_of(model_type, MODEL_FOR_MASKED_LM_MAPPING_NAMES, "masked")
-    return _model(made, _config_of(made, model_type, window, {}, {}), seed, attention)
+    return _model(made, model_type, _config_of(made, model_type, window, {}, {}), seed, attention)
 
 
 def _class_of(model_type: str, registry: Mapping[str, Any], kind: str) -> Any:
@@ -82,19 +83,26 @@ def _class_of(model_type: str, registry: Mapping[str, Any], kind: str) -> Any:
 def _config_of(made: Any, model_type: str, window: int, flags: Mapping[str, Any], changes: Mapping[str, Any]) -> PreTrainedConfig:
     if model_type in NOT_ALONE:
         raise ModelError(f"No tiny model of type {model_type} can be made: {NOT_ALONE[model_type]}.")
-    try:
+    with _packages(model_type):
         return _config(made.config_class, window, flags, changes)
-    except ImportError as error:
-        missing = str(error).strip().split(". ", 1)[0]
-        raise ModelError(f"No tiny model of type {model_type} can be made: {missing}. Install what is missing, or leave it out.") from error
 
 
-def _model(made: Any, config: PreTrainedConfig, seed: int, attention: str | None) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]):
+def _model(made: Any, model_type: str, config: PreTrainedConfig, seed: int, attention: str | None) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]), _packages(model_type):
         torch.manual_seed(seed)
         model: PreTrainedModel = made._from_config(config, dtype=torch.float32, attn_implementation=attention)
     draw(model, seed)
     return model.eval()
+
+
+@contextmanager
+def _packages(model_type: str) -> Iterator[None]:
+    """Says in a sentence which package a type needs that is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        missing = str(error).strip().split(". ", 1)[0]
+        raise ModelError(f"No tiny model of type {model_type} can be made: {missing}. Install what is missing, or leave it out.") from error
 
 
 def _config(kind: type[PreTrainedConfig], window: int, flags: Mapping[str, Any], changes: Mapping[str, Any]) -> PreTrainedConfig:
