@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from circuitkit.core.errors import ModelError
 from circuitkit.core.node import Node
 from circuitkit.core.shapes import Acts
 from circuitkit.engine.oracle.nodes import ReferenceEngine
@@ -24,16 +23,11 @@ DERIVATIVE_TOLERANCE = 0.02
 
 
 def addends(patient: Patient) -> Check:
-    """What a layer adds to the residual stream is what its attention and its MLP add."""
-    if not patient.model.architecture.additive:
-        raise ModelError(
-            f"In {patient.model.name} what attention and MLP give goes through a norm before it is added, and the table does not name that "
-            "norm, so the addends cannot be compared with what the layer adds."
-        )
+    """What a layer adds to the residual stream is what its attention and its MLP add, through norms behind them where there are some."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def visit(layer: Layer) -> None:
-        resid, parts = layer.resid, layer.attention_out + layer.mlp_out
+        resid, parts = layer.resid, layer.attention_added + layer.mlp_added
         seen[layer.index] = parts, layer.out - resid
 
     patient.model.run(patient.prompts.clean, visit, **patient.prompts.padding(slice(0, len(patient.prompts))))
