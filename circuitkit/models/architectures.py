@@ -93,6 +93,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             )
             for family in ("olmo2", "olmo3")
         ),
+        Architecture("exaone4", attention_norm="", mlp_norm="", **_POST_NORMS),
+        Architecture("glm4", attention_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm"),
     )
 }
 

@@ -201,6 +201,20 @@ def test_edges_at_the_corners_are_what_the_oracle_says(family, members, level):
     assert torch.allclose(found, naive.score(masks).mean(-1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
+def test_all_edges_out_of_an_attention_or_mlp_with_a_norm_behind_it(family):
+    """Under zero the norm is given zeros, and not what rounding leaves of a sum from which everything is subtracted again."""
+    model, prompts = shared_model(family), tiny_prompts(4)
+    edges = edges_of(model)
+    masks, nodes = [], []
+    for names in (["a1.h0", "a1.h1"], ["m1"]):
+        masks.append([str(edge.src) not in names for edge in edges.edges])
+        nodes.append(model.universe.without(model.universe.full(), names))
+    found = gradients(model, edges, "zero", prompts=prompts).loss(torch.tensor(masks).float())
+    naive = ReferenceEngine(model, prompts, Zero(), LogitDiff())
+    assert torch.allclose(found, naive.score(torch.stack(nodes)).mean(-1), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_attribution_patching_of_edges_by_plain_autograd(family):
     """At the clean end an edge's derivative is the gradient at its receiver times the sender's difference; here for MLPs and the logits."""
