@@ -25,15 +25,20 @@ DERIVATIVE_TOLERANCE = 0.02
 
 def addends(patient: Patient) -> Check:
     """What a layer adds to the residual stream is what its attention and its MLP add."""
-    if not patient.model.architecture.additive:
+    if not patient.model.map.additive:
         raise ModelError(
-            f"In {patient.model.name} what attention and MLP give goes through a norm before it is added, and the table does not name that "
-            "norm, so the addends cannot be compared with what the layer adds."
+            f"In {patient.model.name} ({patient.model.map.family}) each sum passes through a norm before the next part is added, so the "
+            "addends cannot be compared with what the layer adds. Take heads and MLPs as units, without edges."
         )
     seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def visit(layer: Layer) -> None:
-        resid, parts = layer.resid, layer.attention_out + layer.mlp_out
+        resid, block = layer.resid, layer.block
+        parts = torch.zeros_like(resid)
+        if block.attention is not None:
+            parts = parts + block.attention.scale * layer.attention_added
+        if block.mlp is not None:
+            parts = parts + block.mlp.scale * layer.mlp_added
         seen[layer.index] = parts, layer.out - resid
 
     patient.model.run(patient.prompts.clean, visit, **patient.prompts.padding(slice(0, len(patient.prompts))))
