@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Addend:
         norm: The norm between the residual stream and what the part reads; None where it reads the raw stream.
         post_norm: The norm behind the part, whose output is what is added; None where the part's own output is.
         scale: By what the addend is multiplied on its way (residual multiplier).
+        whole: Whether the module gives the addend for what the part reads, so that an MLP can run by itself. Else it is only the last
+            projection of the part, because the part adds the residual stream by itself (BLOOM).
     """
 
     module: str
@@ -54,6 +57,19 @@ class Addend:
     norm: str | None = None
     post_norm: str | None = None
     scale: float = 1.0
+    whole: bool = True
+
+    def of(self, output: Any) -> Any:
+        """Of what the module returns what is added."""
+        return taken(output, self.item)
+
+    def within(self, output: Any, value: Any) -> Any:
+        """What the module returns, with another addend."""
+        return put(output, self.item, value)
+
+    def alone(self, value: Any) -> Any:
+        """What stands in for the module's output where it was not computed: the addend, and None for all else that it returns."""
+        return alone(value, self.item, self.n_items)
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class Block:
         neurons: The MLP's output projection, whose input is the neurons' activations; None for routed experts.
         parallel: Whether attention and MLP both read what enters the block.
         item: Which of the outputs of the block is the residual stream; None where it returns a tensor.
+        n_items: How many outputs the block returns; None where it is a tensor.
     """
 
     module: str
@@ -109,6 +126,16 @@ class Block:
     neurons: str | None = None
     parallel: bool = False
     item: int | None = None
+    n_items: int | None = None
+
+    @property
+    def is_mixer(self) -> bool:
+        """Whether it mixes positions without attention heads: what it adds is one node."""
+        return self.attention is not None and self.heads is None
+
+    def alone(self, resid: Any) -> Any:
+        """What stands in for the block's output where it was not computed: the residual stream, and None for all else."""
+        return alone(resid, self.item, self.n_items)
 
     @property
     def addends(self) -> Iterator[Addend]:
@@ -147,6 +174,10 @@ class ModelMap:
         logits: Whether the forward returns an object with ``logits``; else the tensor itself.
         caches: Whether keys and values can be held and handed back (``past_key_values``), with the same numbers.
         interface: Whether attention goes through transformers' attention interface.
+        additive: Whether the residual stream is the sum of what the parts add. Else each sum goes through a norm (BERT), so that edges and
+            direct logit attribution are not defined.
+        direct: Whether the unembedding reads the residual stream or what the final norm makes of it. Else something else is in between (the
+            head of a masked language model, another factor), so that the logit lens and direct logit attribution are not defined.
         override: The entry of the overrides that was needed; empty where everything was found by value.
         evidence: The checks of this map.
     """
@@ -161,6 +192,8 @@ class ModelMap:
     logits: bool = True
     caches: bool = True
     interface: bool = True
+    additive: bool = True
+    direct: bool = True
     override: str = ""
     evidence: tuple[Evidence, ...] = field(default=(), compare=False)
 
@@ -173,3 +206,18 @@ class ModelMap:
     def heads(self) -> Heads | None:
         """The heads of the first layer that has some: their number is that of every layer with heads."""
         return next((block.heads for block in self.blocks if block.heads is not None), None)
+
+
+def taken(output: Any, item: int | None) -> Any:
+    """One of the outputs of a module, or its only one for None."""
+    return output if item is None else output[item]
+
+
+def put(output: Any, item: int | None, value: Any) -> Any:
+    """The outputs of a module with another value in one place, or for None that value alone."""
+    return value if item is None else (*output[:item], value, *output[item + 1 :])
+
+
+def alone(value: Any, item: int | None, n_items: int | None) -> Any:
+    """The outputs of a module of which only one is known: None stands for the others."""
+    return value if item is None else tuple(value if place == item else None for place in range(n_items or item + 1))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuitkit.models.resolve.probe import Call
 
@@ -41,17 +42,35 @@ def is_sum(total: Tensor, terms: Sequence[Tensor]) -> bool:
     return bool((difference <= 4 * unit * size + torch.finfo(torch.float32).tiny).all())
 
 
-def scales(change: Tensor, terms: Sequence[Tensor]) -> list[float] | None:
-    """By what the terms must be multiplied to sum to a tensor, if there are such numbers."""
-    rows = torch.stack([term.double().flatten() for term in terms], 1).cpu()
-    found = torch.linalg.lstsq(rows, change.double().flatten().cpu()).solution
-    left = change.double().flatten().cpu() - rows @ found
-    if left.abs().max() > 100 * torch.finfo(change.dtype).eps * (change.double().abs().max().cpu() + 1e-30):
-        return None
-    return [_round(number) for number in found.tolist()]
+def scales(change: Tensor, terms: Sequence[Tensor], dtype: torch.dtype) -> list[tuple[tuple[int, ...], list[float]]]:
+    """Which one or two terms sum to a tensor when each is multiplied by a number; the fewest first.
+
+    Args:
+        change: The tensor.
+        terms: What may be in it.
+        dtype: In which it was computed.
+
+    Returns:
+        The places of the terms and their numbers; the sum is to be checked entry by entry.
+    """
+    rows = torch.stack([term.double().flatten() for term in terms]).cpu()
+    wanted = change.double().flatten().cpu()
+    inner, onto, total = rows @ rows.T, rows @ wanted, wanted @ wanted
+    found = []
+    for count in (1, 2):
+        for chosen in combinations(range(len(terms)), count):
+            place = list(chosen)
+            matrix = inner[place][:, place]
+            if torch.linalg.det(matrix) <= 1e-9 * matrix.diag().prod():
+                continue
+            numbers = torch.linalg.solve(matrix, onto[place])
+            left = total - numbers @ onto[place]
+            if left <= 1e-3 * torch.finfo(dtype).eps * total and (numbers.abs() > 1e-3).all():
+                found.append((chosen, numbers.tolist()))
+    return found
 
 
-def _round(number: float) -> float:
+def as_written(number: float) -> float:
     """The number with as few digits as it may have been written with."""
     for digits in range(1, 7):
         short = float(f"{number:.{digits}g}")
@@ -77,37 +96,56 @@ def is_affine(call: Call) -> bool:
     read = given(call)
     if read is None or not read.is_floating_point() or len(call.args) + len(call.kwargs) != 1 or not call.outputs:
         return False
+    row = read[:1]
     with torch.no_grad():
-        zero, once, twice, other = (call.module.forward(read * factor) for factor in (0.0, 1.0, 2.0, -1.0))
-        if not isinstance(once, Tensor) or not isinstance(zero, Tensor):
-            return False
-        size = 10 * tolerance(read.dtype) * ((once - zero).abs().max() + zero.abs().max())
-        linear = ((twice - zero) - 2 * (once - zero)).abs().max() <= size and ((other - zero) + (once - zero)).abs().max() <= size
-        return bool(linear and not same(once, read))
-
-
-def is_scale_free(call: Call) -> bool:
-    """Whether a module takes off the size of what it reads: a norm of any make."""
-    read = given(call)
-    if read is None or not read.is_floating_point() or len(call.args) + len(call.kwargs) != 1:
+        out = call.module.forward(torch.cat([row * factor for factor in (0.0, 1.0, 2.0, -1.0)]))
+    if not isinstance(out, Tensor) or len(out) != 4:
         return False
+    zero, once, twice, other = out
+    size = 10 * tolerance(read.dtype) * ((once - zero).abs().max() + zero.abs().max())
+    linear = ((twice - zero) - 2 * (once - zero)).abs().max() <= size and ((other - zero) + (once - zero)).abs().max() <= size
+    return bool(linear) and not same(once[None], row)
+
+
+def is_norm(call: Call) -> bool:
+    """Whether a module is a norm of any make: it has no matrices, keeps the shape, and takes off the size or has vectors for weights."""
+    read = given(call)
+    if read is None or not read.is_floating_point() or len(call.args) + len(call.kwargs) != 1 or len(call.outputs) != 1:
+        return False
+    out, weights = call.outputs[0][1], list(call.module.parameters())
+    if out.shape != read.shape or same(out, read) or any(weight.ndim > 1 for weight in weights):
+        return False
+    return bool(weights) or _is_scale_free(call, read)
+
+
+def _is_scale_free(call: Call, read: Tensor) -> bool:
     large = read * (2.0**10 if read.dtype == torch.float16 else 2.0**20) / read.float().abs().max().clamp(min=1e-6).to(read.dtype)
     with torch.no_grad():
         one, two = call.module.forward(large), call.module.forward(4 * large)
-        return isinstance(one, Tensor) and bool((one - two).abs().max() <= 20 * tolerance(read.dtype) * one.abs().max()) and bool(one.any())
+        return bool((one - two).abs().max() <= 20 * tolerance(read.dtype) * one.abs().max()) and bool(one.any())
 
 
-def mixes(call: Call) -> bool:
-    """Whether what a module gives at the last position depends on what it reads at the first: it is run again with another first position."""
+def mixes(call: Call, shape: torch.Size) -> bool:
+    """Whether what a module gives depends on what it reads at earlier positions: it runs again with another first position.
+
+    Args:
+        call: A run of the module.
+        shape: Of the token ids: row x position.
+    """
+    if not call.outputs:
+        return False
+    shapes = [tensor.shape for _, tensor in call.inputs]
+
     def changed(value: object) -> object:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or not any(value.shape == tensor.shape for _, tensor in call.inputs):
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in shapes:
             return value
         other = value.clone()
-        other[:, 0] = other[:, 0].flip(-1) + other[:, 0].roll(1, -1)
+        rows = other.view(*shape, -1) if other.shape[0] == shape.numel() else other
+        rows[:, 0] = rows[:, 0].flip(-1) + rows[:, 0].roll(1, -1)
         return other
 
     place, before = call.outputs[0]
     with torch.no_grad():
         out = call.module.forward(*map(changed, call.args), **{key: changed(value) for key, value in call.kwargs.items()})
     now = out if place is None else out[place]
-    return error(now[:, -1], before[:, -1]) > tolerance(before.dtype)
+    return error(now.reshape(*shape, -1)[:, 1:], before.reshape(*shape, -1)[:, 1:]) > tolerance(before.dtype)

@@ -72,12 +72,14 @@ class Record:
     """What was seen in a pass. Final.
 
     Attributes:
+        hf: The model.
         ids: The token ids.
         logits: What came out.
         calls: Runs of modules, in the order in which they began.
         attentions: Calls of the attention function, in order.
     """
 
+    hf: nn.Module
     ids: Int[Tensor, "row pos"]
     logits: Float[Tensor, "row pos d_vocab"]
     calls: list[Call]
@@ -126,7 +128,15 @@ def logits_of(hf: nn.Module, ids: Int[Tensor, "row pos"], **inputs: Any) -> Tens
     if "use_cache" in forward_names(hf):
         inputs["use_cache"] = False
     with torch.no_grad():
-        out = hf(ids, **inputs)
+        try:
+            out = hf(ids, **inputs)
+        except ModelError:
+            raise
+        except Exception as problem:
+            raise ModelError(
+                f"{type(hf).__name__} cannot run on {ids.shape[0]} rows of {ids.shape[1]} random token ids: {type(problem).__name__}: "
+                f"{problem}. Expected a model that maps token ids alone to logits."
+            ) from problem
     logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)
     if not isinstance(logits, Tensor) or logits.shape[:2] != ids.shape or logits.ndim != 3:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(out).__name__} without `logits`"
@@ -163,9 +173,10 @@ def record(hf: nn.Module, ids: Int[Tensor, "row pos"], **inputs: Any) -> Record:
             call.n_items = len(out)
             call.outputs = [(place, item.detach().clone()) for place, item in enumerate(out) if _is_kept(item, ids)]
 
-    def see(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, z: Tensor, pattern: Tensor | None) -> None:
+    def see(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, z: Tensor, pattern: Tensor | None) -> Tensor:
         kept = [tensor.detach().clone() for tensor in (q, k, v, z)]
         attentions.append(Attention(paths[module], *kept, None if pattern is None else pattern.detach().clone()))
+        return z
 
     handles = []
     for module in paths:
@@ -177,7 +188,7 @@ def record(hf: nn.Module, ids: Int[Tensor, "row pos"], **inputs: Any) -> Record:
     finally:
         for handle in handles:
             handle.remove()
-    return Record(ids, logits.detach(), calls, attentions)
+    return Record(hf, ids, logits.detach(), calls, attentions)
 
 
 def _is_kept(value: Any, ids: Tensor) -> bool:
@@ -189,15 +200,16 @@ def _is_kept(value: Any, ids: Tensor) -> bool:
     return value.ndim == 4 and (value.shape[0], value.shape[2]) == tuple(ids.shape)
 
 
-See = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, Tensor | None], None]
+See = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Told the module, q, k, v, z and the pattern; gives the z that the module goes on with."""
 
 _watching: ContextVar[See] = ContextVar("watching")
 
 
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-    out = eager_of(module)(module, query, key, value, mask, *args, **kwargs)
-    _watching.get()(module, query, key, value, out[0], out[1] if isinstance(out[1], Tensor) else None)
-    return out
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    out = eager_of(module)(module, query, key, value, *args, **kwargs)
+    z = _watching.get()(module, query, key, value, out[0], out[1] if isinstance(out[1], Tensor) else None)
+    return (z, *out[1:])
 
 
 AttentionInterface.register(_NAME, _attend)
@@ -254,6 +266,6 @@ def eager_of(module: nn.Module) -> Callable[..., Any]:
         if len(found) == 1:
             return found[0]
     raise ModelError(
-        f"{type(module).__name__} asks transformers' attention interface for a function, and there is no eager one in its own file. Expected "
-        "`eager_attention_forward` beside it; give the map of the model by hand."
+        f"{type(module).__name__} asks transformers' attention interface for a function, and there is no eager one in its own file. "
+        "Expected `eager_attention_forward` beside it; give the map of the model by hand."
     )
