@@ -54,6 +54,8 @@ class Addend:
         norm: The norm between the residual stream and what the part reads; None where it reads the raw stream.
         post_norm: The norm behind the part, whose output is what is added; None where the part's own output is.
         scale: By what the addend is multiplied on its way (residual multiplier).
+        whole: Whether the module gives the addend for what the part reads, so that an MLP can run by itself. Else it is only the last
+            projection of the part: because the part adds the residual stream by itself (BLOOM, BERT), or has more inputs.
     """
 
     module: str
@@ -62,6 +64,7 @@ class Addend:
     norm: str | None = None
     post_norm: str | None = None
     scale: float = 1.0
+    whole: bool = True
 
     def of(self, output: Any) -> Any:
         """Of what the module returns what is added."""
@@ -184,6 +187,8 @@ class ModelMap:
         interface: Whether attention goes through transformers' attention interface.
         additive: Whether the residual stream is the sum of what the parts add. Else each sum goes through a norm (BERT), so that edges and
             direct logit attribution are not defined.
+        direct: Whether the unembedding reads the residual stream or what the final norm makes of it. Else something else is in between (the
+            head of a masked language model, another factor), so that the logit lens and direct logit attribution are not defined.
         override: The entry of the overrides that was needed; empty where everything was found by value.
         evidence: The checks of this map.
     """
@@ -199,6 +204,7 @@ class ModelMap:
     caches: bool = True
     interface: bool = True
     additive: bool = True
+    direct: bool = True
     override: str = ""
     evidence: tuple[Evidence, ...] = field(default=(), compare=False)
 
@@ -219,6 +225,17 @@ class ModelMap:
                 yield block.heads.out_proj
                 for port in (block.heads.queries, block.heads.keys, block.heads.values):
                     yield from () if port is None else (path for path in (port.module, port.norm) if path is not None)
+
+    @property
+    def no_edges(self) -> str:
+        """Why edges are not defined for the model; empty where they are."""
+        if not self.additive:
+            return "each sum in its residual stream goes through a norm, so that what a part reads is no sum of what others add"
+        for block in self.blocks:
+            for addend in block.addends:
+                if not addend.whole:
+                    return f"{addend.module} is only the last projection of a part, which cannot run by itself on what it reads"
+        return ""
 
     @property
     def layers_with_heads(self) -> tuple[int, ...]:
