@@ -105,7 +105,7 @@ def _digest(content: Mapping[str, Any], *, secret: bool) -> str:
 
 def _config_hash(model: HookedModel) -> str:
     """Of what weights do not say, such as the base of rotary positions; where the model lies is left out."""
-    settings = {key: value for key, value in model.hf.config.to_dict().items() if not key.startswith("_") and key != "transformers_version"}
+    settings = {key: value for key, value in model.settings.items() if not key.startswith("_") and key != "transformers_version"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -67,6 +67,7 @@ def direct_attribution(model: HookedModel, prompts: PromptSet) -> Attribution:
         MeasurementError: The shares do not sum to the model's own logit difference.
     """
     check_linear(model)
+    prompts.require_last("Direct logit attribution")
     states = _read(model, prompts)
     direction, biases = _readout(model, states.resid, prompts)
     columns = [(states.embedded * direction).sum(-1, keepdim=True)]
@@ -93,12 +94,17 @@ def check_linear(model: HookedModel) -> None:
         ModelError: It is none; the text says why.
     """
     remedy = "Use a model of another family, or measure the parts by removing them (method=knockout)."
-    if getattr(model.hf.config.get_text_config(), "final_logit_softcapping", None):
+    if not model.map.additive:
+        raise ModelError(
+            f"In {model.name} ({model.map.family}) each sum passes through a norm before the next part is added to it, so no part has a "
+            f"share of its own in the logits. {remedy}"
+        )
+    if model.settings.get("final_logit_softcapping"):
         raise ModelError(f"{model.name} caps its logits with a curve (final_logit_softcapping), so they are no sum of shares. {remedy}")
-    norm = model.hf.get_submodule(model.architecture.final_norm)
+    norm: Any = model.final_norm
     if not (isinstance(norm, nn.LayerNorm) or type(norm).__name__.endswith("RMSNorm")):
         raise ModelError(f"The final norm of {model.name} is a {type(norm).__name__}; expected a LayerNorm or an RMSNorm. {remedy}")
-    if any(weight.device.type == "meta" for weight in (norm.weight, model.hf.get_output_embeddings().weight)):
+    if any(weight.device.type == "meta" for weight in (norm.weight, model.unembedding.weight)):
         raise ModelError(
             f"The final norm or unembedding of {model.name} is offloaded, so its weights cannot be read. Load the model without offloading "
             "(model.device_map=null), or onto more devices."
@@ -111,7 +117,7 @@ def _check_sum(model: HookedModel, found: Attribution, spread: float) -> None:
         raise MeasurementError(
             f"The shares of the logit difference do not sum to it: they are off by up to {error:.3g} logits, and {allowed:.3g} is allowed "
             f"in {str(model.dtype).removeprefix('torch.')}. Load the model in float32 (model.dtype=float32); if that does not help, it is "
-            "not built as circuitkit's table of architectures says, which `circuitkit job=doctor` will show."
+            "not built as the map of its parts says, which `circuitkit job=doctor` will show."
         )
 
 
@@ -163,7 +169,8 @@ def _readout(
     model: HookedModel, resid: Float[Tensor, "prompt d_model"], prompts: PromptSet
 ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"]]:
     """What each dimension of the stream adds to answer minus wrong answer, the scale of the norm held; and what the biases add."""
-    norm, head = model.hf.get_submodule(model.architecture.final_norm), model.hf.get_output_embeddings()
+    norm: Any = model.final_norm
+    head: Any = model.unembedding
     answers, wrongs = (column.to(head.weight.device) for column in (prompts.answers.tokens, prompts.wrongs.tokens))
 
     def between(table: Tensor) -> Tensor:

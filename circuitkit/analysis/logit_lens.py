@@ -68,6 +68,7 @@ def logit_lens(model: HookedModel, prompts: PromptSet) -> LogitLens:
         model: The model, of any architecture.
         prompts: Their answers and wrong answers are what is looked for.
     """
+    prompts.require_last("The logit lens")
     sites = ("input", *(f"{part}{layer}" for layer in range(model.n_layers) for part in "am"))
     rows = RowBudget(model, prompts.n_pos).rows
     parts = [_judge(model, prompts.take(part)) for part in torch.arange(len(prompts)).split(rows)]
@@ -83,7 +84,7 @@ def _judge(model: HookedModel, prompts: PromptSet) -> tuple[Float[Tensor, "site 
     def visit(layer: Layer) -> None:
         states.append(layer.resid[:, -1:])
         # In a parallel block the norm before the MLP reads what enters the block.
-        between = layer.resid + layer.attention_out if model.is_parallel else layer.mlp_norm_in
+        between = layer.resid + layer.attention_out if layer.block.parallel else layer.mlp_norm_in
         states.append(between[:, -1:])
 
     final = model.run(prompts.clean, visit, **prompts.padding(slice(0, len(prompts))))

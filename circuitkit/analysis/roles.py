@@ -160,7 +160,7 @@ def repeated_tokens(model: HookedModel, n: int = 64, period: int = 12, seed: int
     Raises:
         MeasurementError: The model has too few positions or tokens.
     """
-    longest = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None) or 2 * period + 1
+    longest = model.n_ctx or 2 * period + 1
     special = {*(getattr(model.tokenizer, "all_special_ids", None) or ()), first}
     known = min(model.d_vocab, len(model.tokenizer)) if model.tokenizer is not None else model.d_vocab
     usable = torch.tensor([token for token in range(known) if token not in special])

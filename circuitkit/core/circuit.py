@@ -16,8 +16,8 @@ from circuitkit.core.sealed import Savable, reading, seal, size, unseal
 from circuitkit.core.universe import NodeUniverse, Universe, stage_of
 
 # What can be a member, by level.
-_COMPONENTS = frozenset((Kind.HEAD, Kind.MLP))
-_UNITS = _COMPONENTS | {Kind.ATTENTION, Kind.NEURON, Kind.FEATURE, Kind.ERROR}
+_COMPONENTS = frozenset((Kind.HEAD, Kind.ATTENTION, Kind.MLP))  # an attention beside heads is a mixer, which has none
+_UNITS = _COMPONENTS | {Kind.NEURON, Kind.FEATURE, Kind.ERROR}
 _KINDS = {
     Level.NODE: _COMPONENTS,
     Level.ATTENTION: frozenset((Kind.ATTENTION, Kind.MLP)),
@@ -62,7 +62,7 @@ class Circuit(Savable):
 
     def __post_init__(self) -> None:
         for node in self.nodes:
-            head = node.head if node.head is not None else 0
+            head = node.head if node.head is not None else -1
             if node.kind not in _UNITS or not (0 <= node.layer < self.n_layers and head < self.n_heads):
                 raise CircuitError(
                     f"Node {str(node)!r} cannot be in a circuit of a model with {self.n_layers} layers and {self.n_heads} heads a layer. "

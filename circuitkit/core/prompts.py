@@ -77,7 +77,7 @@ class Prompt:
 
 @dataclass(frozen=True, init=False)
 class PromptSet:
-    """A batch of clean and corrupt prompts. The scored position is the last one.
+    """A batch of clean and corrupt prompts. The scored position is the last one, unless ``behind`` says that tokens stand behind it.
 
     A corrupt prompt is as long as its clean twin. Where pairs differ in length, the shorter rows are padded on the left, so that the last
     column is the last token of every row. Answers of several tokens are scored at as many last positions.
@@ -94,6 +94,8 @@ class PromptSet:
         pads: How many columns of padding each row begins with.
         targets: Answers of several tokens, by teacher forcing: the prompts hold all of them but the last, and this is the token that each
             of the last positions should predict; -1 at the left of an answer with fewer. No column where answers are one token.
+        behind: How many tokens stand behind the scored position of each prompt: 0 for causal models, which predict what comes next; for an
+            encoder what follows its mask token.
     """
 
     clean: Int[Tensor, "prompt pos"]
@@ -106,6 +108,7 @@ class PromptSet:
     items: tuple[Prompt, ...] = ()
     pads: Int[Tensor, " prompt"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     targets: Int[Tensor, "prompt step"] = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    behind: Int[Tensor, " prompt"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def __init__(
         self,
@@ -119,6 +122,7 @@ class PromptSet:
         items: tuple[Prompt, ...] = (),
         pads: Int[Tensor, " prompt"] | None = None,
         targets: Int[Tensor, "prompt step"] | None = None,
+        behind: Int[Tensor, " prompt"] | None = None,
     ) -> None:
         """Takes the columns. Answers and wrong answers may be given as one token per prompt, and the positions of a label as one per group.
 
@@ -130,7 +134,8 @@ class PromptSet:
         given: dict[str, Any] = {"clean": clean, "corrupt": corrupt, "answers": sets[0], "wrongs": sets[1], "groups": groups}
         pads = torch.zeros(len(clean), dtype=torch.long) if pads is None else pads
         targets = torch.zeros(len(clean), 0, dtype=torch.long) if targets is None else targets
-        given |= {"pads": pads, "targets": targets}
+        behind = torch.zeros(len(clean), dtype=torch.long) if behind is None else behind
+        given |= {"pads": pads, "targets": targets, "behind": behind}
         for name, value in {**given, "group_names": group_names, "spans": {}, "items": items}.items():
             object.__setattr__(self, name, value)
         self._check()
@@ -159,6 +164,15 @@ class PromptSet:
             raise PromptError(
                 f"{n} prompts whose answers have several tokens need {n} rows of targets, each with at least one token at its end; found "
                 f"{len(self.targets)} rows of {self.targets.shape[1]}."
+            )
+        if len(self.behind) != n or (self.behind < 0).any() or (self.behind >= self.lengths).any():
+            raise PromptError(
+                f"{n} prompts need {n} numbers of tokens behind the scored position, each from 0 to less than the prompt's tokens; found "
+                f"{len(self.behind)} numbers, of {int(self.behind.min())} to {int(self.behind.max())}."
+            )
+        if self.targets.shape[1] and self.behind.any():
+            raise PromptError(
+                "Answers of several tokens are scored at the last positions, so no token may stand behind those. Score one token."
             )
         if int(self.lengths.min()) < self.n_scored:
             raise PromptError(
@@ -192,9 +206,40 @@ class PromptSet:
         """How many last positions are scored: 1, or as many as the longest answer has tokens."""
         return max(1, self.targets.shape[1])
 
-    def scored(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row *step d_vocab"]:
-        """Of logits at some last positions those that are scored, in float32; without an axis for them where it is the last one alone."""
-        return (logits[:, -1] if self.n_scored == 1 else logits[:, -self.n_scored :]).float()
+    @property
+    def n_kept(self) -> int:
+        """How many last positions must be computed so that the scored ones are among them."""
+        return max(self.n_scored, int(self.behind.max()) + 1)
+
+    def scored(self, logits: Float[Tensor, "row pos d_vocab"], rows: slice = slice(None)) -> Float[Tensor, "row *step d_vocab"]:
+        """Of logits at some last positions those that are scored, in float32; without an axis for them where it is a single one.
+
+        Args:
+            logits: At ``n_kept`` last positions or more; rows are copies x prompts.
+            rows: The prompts; all of them if they are left out.
+        """
+        if self.n_scored > 1:
+            return logits[:, -self.n_scored :].float()
+        behind = self.behind[rows]
+        if not behind.any():
+            return logits[:, -1].float()
+        places = logits.shape[1] - 1 - behind.repeat(len(logits) // len(behind))
+        return logits[torch.arange(len(logits)), places.to(logits.device)].float()
+
+    def require_last(self, what: str) -> None:
+        """Refuses prompts whose scored position is not the last one.
+
+        Args:
+            what: What needs it to be the last one, as the subject of a sentence.
+
+        Raises:
+            PromptError: In some prompts tokens stand behind it.
+        """
+        if self.behind.any():
+            raise PromptError(
+                f"{what} reads the last position of each prompt, and in {int(self.behind.bool().sum())} of {len(self)} prompts tokens "
+                "stand behind the scored one. Measure units by removing them (method=knockout), which takes the scored position as it is."
+            )
 
     @property
     def is_padded(self) -> bool:
@@ -253,6 +298,7 @@ class PromptSet:
             items=tuple(self.items[row] for row in rows.tolist()) if self.items else (),
             pads=self.pads[rows] - first,
             targets=self.targets[rows],
+            behind=self.behind[rows],
         )
 
     @property
@@ -307,6 +353,8 @@ class PromptSet:
         for column in (self.clean, self.corrupt, self.groups, self.pads, self.targets):
             digest.update(str(tuple(column.shape)).encode())
             digest.update(column.to(torch.int64).cpu().contiguous().numpy().tobytes())
+        if self.behind.any():
+            digest.update(f"behind {self.behind.tolist()}".encode())
         self.answers.update(digest)
         self.wrongs.update(digest)
         digest.update(repr(sorted((label, places.tolist()) for label, places in self.spans.items())).encode())

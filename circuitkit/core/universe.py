@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -108,24 +108,45 @@ class Universe(ABC):
         return tuple(self.unit(place) for place in mask.nonzero().flatten().tolist())
 
     @staticmethod
-    def of_nodes(n_layers: int, n_heads: int, spans: Sequence[str | int] = ()) -> NodeUniverse:
+    def of_nodes(
+        n_layers: int,
+        n_heads: int,
+        spans: Sequence[str | int] = (),
+        *,
+        mixers: Collection[int] = (),
+        without_attention: Collection[int] = (),
+        without_mlp: Collection[int] = (),
+    ) -> NodeUniverse:
         """Every head and MLP of a model: heads of a layer, then its MLP.
 
         Args:
             n_layers: Number of layers.
-            n_heads: Number of query heads per layer.
+            n_heads: Number of query heads per layer that has attention heads.
             spans: Position labels if units are (component, position) pairs; none for whole components.
+            mixers: Layers that mix positions without attention heads (state space, convolution): one unit, named as a whole attention.
+            without_attention: Layers that have neither heads nor a mixer.
+            without_mlp: Layers that have no MLP.
         """
-        layers = torch.arange(n_layers, device="cpu")
-        heads = _columns(_HEAD, layers.repeat_interleave(n_heads), torch.arange(n_heads, device="cpu").repeat(n_layers))
-        return NodeUniverse(n_layers, n_heads, torch.cat([heads, _columns(_MLP, layers, torch.zeros_like(layers))], 1)).at(spans)
+
+        def layers(skipped: Collection[int]) -> Int[Tensor, " layer"]:
+            return torch.tensor([layer for layer in range(n_layers) if layer not in skipped], dtype=torch.long, device="cpu")
+
+        with_heads, with_mlp = layers({*mixers, *without_attention}), layers(without_mlp)
+        mixing = torch.tensor(sorted(mixers), dtype=torch.long, device="cpu")
+        heads = _columns(_HEAD, with_heads.repeat_interleave(n_heads), torch.arange(n_heads, device="cpu").repeat(len(with_heads)))
+        others = [_columns(stage, at, torch.zeros_like(at)) for stage, at in ((_ATTENTION, mixing), (_MLP, with_mlp))]
+        return NodeUniverse(n_layers, n_heads, torch.cat([heads, *others], 1)).at(spans)
 
     @staticmethod
-    def of_attentions(n_layers: int, n_heads: int) -> NodeUniverse:
-        """Every whole attention (all heads of a layer as one unit) and every MLP."""
-        layers = torch.arange(n_layers, device="cpu")
-        blank = torch.zeros_like(layers)
-        return NodeUniverse(n_layers, n_heads, torch.cat([_columns(_ATTENTION, layers, blank), _columns(_MLP, layers, blank)], 1))
+    def of_attentions(
+        n_layers: int, n_heads: int, attentions: Iterable[int] | None = None, mlps: Iterable[int] | None = None
+    ) -> NodeUniverse:
+        """Every whole attention (all heads of a layer as one unit) and every MLP: of these layers, of all for None."""
+        columns = []
+        for stage, layers in ((_ATTENTION, attentions), (_MLP, mlps)):
+            at = torch.tensor(list(range(n_layers) if layers is None else layers), dtype=torch.long, device="cpu")
+            columns.append(_columns(stage, at, torch.zeros_like(at)))
+        return NodeUniverse(n_layers, n_heads, torch.cat(columns, 1))
 
     @staticmethod
     def of_neurons(n_layers: int, n_heads: int, d_mlp: int, layers: Iterable[int] | None = None) -> NodeUniverse:
@@ -218,8 +239,8 @@ class NodeUniverse(Universe):
     def level(self) -> Level:
         stages = set(self._columns[_STAGE].unique().tolist())
         found = {_LEVELS.get(stage, Level.FEATURE) for stage in stages}
-        if found == {Level.NODE, Level.ATTENTION} and _HEAD not in stages:
-            return Level.ATTENTION
+        if found == {Level.NODE, Level.ATTENTION}:
+            return Level.NODE if _HEAD in stages else Level.ATTENTION  # a mixer is a component beside heads
         return found.pop() if len(found) == 1 else Level.MIXED if found else Level.NODE
 
     def __iter__(self) -> Iterator[Node]:

@@ -180,7 +180,7 @@ def memory(engine: DryEngine) -> Memory:
     """What a run with this engine holds at its peak."""
     model, prompts, rows = engine.model, engine.prompts, engine.budget.rows
     logits = model.d_vocab * (model.dtype.itemsize + 8)
-    outputs = model.d_model + model.n_heads * model.d_head
+    outputs = model.d_model + model.d_heads
     sources = 0 if engine.patcher.needs.source == "none" else int(entries(engine.patcher.needs, prompts).unique().numel())
     # Of every source the patcher makes a value, and of those of an attention also what it adds to the residual stream.
     values = sources * outputs + max(1, sources) * (outputs + model.d_model)

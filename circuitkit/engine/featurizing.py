@@ -36,6 +36,7 @@ def featurizers_for(universe: NodeUniverse, featurizers: Featurizers, model: Hoo
     for place, most in _sizes(universe).items():
         site, layer = place
         width = model.d_mlp if site is Site.MLP_ACT else model.d_model
+        _check_site(model, place)
         featurizer = Identity(width) if site is Site.MLP_ACT else featurizers.get(place)
         if featurizer is None:
             known = ", ".join(f"{known_site} of layer {known_layer}" for known_site, known_layer in featurizers) or "none"
@@ -63,6 +64,17 @@ def featurizers_for(universe: NodeUniverse, featurizers: Featurizers, model: Hoo
     return found
 
 
+def _check_site(model: HookedModel, place: Place) -> None:
+    """Refuses a site that a layer has not."""
+    site, layer = place
+    block = model.map.blocks[layer]
+    if {Site.MLP_ACT: block.neurons, Site.MLP_OUT: block.mlp, Site.ATTN_OUT: block.attention}.get(site, block) is None:
+        raise MeasurementError(
+            f"The universe has units at {site} of layer {layer}, and that layer of {model.name} ({model.map.family}) has no such site: an "
+            "attention, an MLP or neurons of its own are missing there (routed experts have none). Leave the layer out."
+        )
+
+
 def _sizes(universe: NodeUniverse) -> dict[Place, int]:
     """For each place with coordinates one more than the largest that is a unit; 0 where the error term alone is one."""
     sizes: dict[Place, int] = {}
@@ -83,7 +95,8 @@ adds to the residual stream, while a head or an MLP as a unit is replaced before
 
 
 def _check_contradictions(universe: NodeUniverse, patcher: Patcher) -> None:
-    if {Kind.HEAD, Kind.ATTENTION} <= universe.kinds:
+    split, whole = (set(universe.places_of(kind)[1][:, 0].tolist()) for kind in (Kind.HEAD, Kind.ATTENTION))
+    if split & whole:
         raise MeasurementError(
             "This universe has both single heads and whole attentions as units, so a mask could contradict itself. Take one of the two."
         )

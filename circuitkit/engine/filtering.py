@@ -33,12 +33,12 @@ class Solves:
         accepted = []
         for first in range(0, len(prompts), rows):
             part = prompts.take(range(first, min(first + rows, len(prompts))))
-            logits = self._model.run(part.clean, keep=part.n_scored, gather=True, **part.padding(slice(0, len(part))))
+            logits = self._model.run(part.clean, keep=part.n_kept, gather=True, **part.padding(slice(0, len(part))))
             assert logits is not None
             if part.targets.shape[1]:
                 likeliest = logits[:, -part.n_scored :].float().argmax(-1).cpu()
                 accepted.append(((likeliest == part.targets) | (part.targets < 0)).all(-1))
                 continue
-            logs = log_probs(logits[:, -1].float())
+            logs = log_probs(part.scored(logits))
             accepted.append((is_top(logs, part.answers) & (mass(logs, part.answers) > 2 * mass(logs, part.wrongs))).cpu())
         return torch.cat(accepted)

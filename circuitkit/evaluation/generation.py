@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitkit.core.errors import MeasurementError, noting
+from circuitkit.core.errors import MeasurementError, ModelError, noting
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import Masks, TokenIds
 from circuitkit.core.token_sets import TokenSets
@@ -128,7 +128,7 @@ def _continued(
     """
     n_pos, end_of_text = ids.shape[1], _end_of_text(model)
     tokens = torch.full((len(ids), max_new_tokens), -1)
-    cache = new_cache(model) if use_cache else None
+    cache = new_cache(model) if use_cache and model.map.caches else None
     inputs: dict[str, Any] = {} if cache is None else {"past_key_values": cache, "use_cache": True}
     seen, rows = ids, torch.arange(len(ids))
     for new in range(max_new_tokens):
@@ -148,13 +148,17 @@ def _continued(
 
 
 def _end_of_text(model: HookedModel) -> Int[Tensor, " token"]:
-    found = [getattr(part, "eos_token_id", None) for part in (model.hf.generation_config, model.tokenizer)]
+    found = [getattr(part, "eos_token_id", None) for part in (getattr(model.hf, "generation_config", None), model.tokenizer)]
     tokens = {token for each in found for token in (each if isinstance(each, list) else [each]) if token is not None}
     return torch.tensor(sorted(tokens), dtype=torch.long)
 
 
 def _check(model: HookedModel, ids: TokenIds, max_new_tokens: int) -> None:
-    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    limit = model.n_ctx
+    if not model.map.causal:
+        raise ModelError(
+            f"{model.name} ({model.map.family}) cannot generate: its positions read later ones. Score prompts with known answers instead."
+        )
     if max_new_tokens < 1 or (limit is not None and ids.shape[1] + max_new_tokens > limit + 1):
         raise MeasurementError(
             f"A prompt of {ids.shape[1]} tokens can be continued by at least 1 and, in this model, at most "

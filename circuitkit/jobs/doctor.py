@@ -81,7 +81,7 @@ def show(model: HookedModel, checks: Sequence[Check], console: Console) -> None:
         what = f"{check.what}\n  {check.detail}" if check.detail else check.what
         style = None if check.passed else "bold red"
         table.add_row(check.name, what, number(check.difference), number(check.tolerance), verdict, style=style)
-    console.print(f"{model.name}: {model.architecture.family}, {model.n_layers} layers x {model.n_heads} heads, {dtype_of(model)}\n")
+    console.print(f"{model.name}: {model.map.family}, {model.n_layers} layers x {model.n_heads} heads, {dtype_of(model)}\n")
     console.print(table)
     console.print("\nDifferences of logits are relative to their standard deviation; 0 is equal bit for bit.")
 
@@ -92,7 +92,7 @@ def write(model: HookedModel, checks: Sequence[Check], folder: Path) -> Path:
     rows = [asdict(check) | {"difference": check.difference if math.isfinite(check.difference) else None} for check in checks]
     found = {
         "model": model.name,
-        "family": model.architecture.family,
+        "family": model.map.family,
         "dtype": dtype_of(model),
         "fingerprint": model.fingerprint(),
         "passed": all(check.passed for check in checks),

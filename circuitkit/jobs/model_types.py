@@ -134,7 +134,7 @@ def _examined(model_type: str, checks: list[Check]) -> tuple[str, str]:
     if logits.shape[:2] != ids.shape or not logits.isfinite().all():
         return "not made", f"logits of {tuple(ids.shape)} tokens are {tuple(logits.shape)}, or not finite"
     try:
-        model = HookedModel(model_type, hf)
+        model = HookedModel(hf, name=model_type)
     except UserError as error:
         return "refused", str(error)
     except Exception as error:

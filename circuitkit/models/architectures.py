@@ -10,7 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedModel
+
 from circuitkit.core.errors import ModelError
+from circuitkit.models.model_map import Addend, Block, Heads, ModelMap, Projection
 
 
 @dataclass(frozen=True)
@@ -112,3 +116,54 @@ def architecture_of(config: Any) -> Architecture:
             "module paths to circuitkit.models.architectures.ARCHITECTURES and run `circuitkit job=doctor` on it."
         )
     return ARCHITECTURES[family]
+
+
+def map_of(hf: PreTrainedModel) -> ModelMap:
+    """The map of a model of a known family.
+
+    Raises:
+        ModelError: The family is not in the table.
+    """
+    config: Any = hf.config.get_text_config()
+    table = architecture_of(config)
+    parallel = bool(table.parallel and getattr(config, table.parallel, False))
+    return ModelMap(
+        family=table.family,
+        blocks=tuple(_block(table, config, f"{table.blocks}.{layer}", parallel) for layer in range(config.num_hidden_layers)),
+        embed=_path(hf, hf.get_input_embeddings()),
+        final_norm=table.final_norm,
+        unembed=_path(hf, hf.get_output_embeddings()),
+    )
+
+
+def _block(table: Architecture, config: Any, path: str, parallel: bool) -> Block:
+    n_heads: int = config.num_attention_heads
+    n_kv_heads: int = getattr(config, "num_key_value_heads", None) or n_heads
+    d_head: int = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    modules = [f"{path}.{part}" for part in table.query_key_value]
+    if table.fused_by_head:
+        firsts = [range(port * d_head, 3 * n_heads * d_head, 3 * d_head) for port in range(3)]
+    elif len(modules) == 1:
+        firsts = [range(port * n_heads * d_head, (port + 1) * n_heads * d_head, d_head) for port in range(3)]
+    else:
+        firsts = [range(0, n * d_head, d_head) for n in (n_heads, n_kv_heads, n_kv_heads)]
+    modules = modules * 3 if len(modules) == 1 else modules
+
+    def at(part: str) -> str | None:
+        return f"{path}.{part}" if part else None
+
+    norms = (at(table.query_norm), at(table.key_norm), None)
+    each = zip(modules, firsts, norms, strict=True)
+    queries, keys, values = (Projection(module, tuple(starts), d_head, norm) for module, starts, norm in each)
+    return Block(
+        module=path,
+        attention=Addend(f"{path}.{table.attention}", 0, 2, norm=at(table.attention_norm), post_norm=at(table.attention_post_norm)),
+        heads=Heads(f"{path}.{table.out_proj}", n_heads, n_kv_heads, d_head, d_head, queries, keys, values),
+        mlp=Addend(f"{path}.{table.mlp}", norm=at(table.mlp_norm), post_norm=at(table.mlp_post_norm)),
+        neurons=f"{path}.{table.mlp_out_proj}",
+        parallel=parallel,
+    )
+
+
+def _path(hf: nn.Module, module: nn.Module) -> str:
+    return next(path for path, each in hf.named_modules() if each is module)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from circuitkit.core.errors import ModelError
 from circuitkit.models.hooked import HookedModel, Layer
@@ -23,6 +24,11 @@ _log = logging.getLogger(__name__)
 def eager_attention(model: HookedModel) -> Iterator[None]:
     """Within this context the model computes its attention eagerly; then as before, also after an error. Weights are not touched."""
     before = model.attention
+    if not model.map.interface or not isinstance(model.hf, PreTrainedModel):
+        raise ModelError(
+            f"The attention of {model.name} ({model.map.family}) does not go through transformers' attention interface, so its patterns "
+            "are not to be seen. Measure heads by removing them (method=knockout)."
+        )
     if before == "eager":
         yield
         return
@@ -57,6 +63,13 @@ def attention_patterns(
     chosen = [layer % model.n_layers for layer in chosen]
     if not chosen:
         raise ModelError(f"The list of layers is empty. Name some of the {model.n_layers}, or none for all.")
+    for layer in chosen:
+        heads = model.map.blocks[layer].heads
+        if heads is None or not heads.pattern:
+            raise ModelError(
+                f"Layer {layer} of {model.name} ({model.map.family}) has no attention heads whose pattern can be seen. Layers that have: "
+                f"{', '.join(str(layer) for layer, block in enumerate(model.map.blocks) if block.heads and block.heads.pattern) or 'none'}."
+            )
     seen: dict[int, Tensor] = {}
 
     def visit(layer: Layer) -> None:

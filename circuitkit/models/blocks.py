@@ -5,25 +5,29 @@ Pre-norm models (GPT-2, Llama) have the norms before alone, post-norm models (OL
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitkit.models.model_map import Part
+
 if TYPE_CHECKING:
     from circuitkit.models.hooked import HookedModel
 
-Part = Literal["attention", "mlp"]
+__all__ = ["Part", "added", "joint_norms", "norm_before", "norm_behind", "read", "reader"]
 
 
 def norm_before(model: HookedModel, layer: int, part: Part) -> nn.Module | None:
     """The norm between the residual stream and what attention or MLP read; None where they read it as it is."""
-    return model.optional(layer, f"{part}_norm")
+    addend = model.map.blocks[layer].part(part)
+    return None if addend is None or addend.norm is None else model.hf.get_submodule(addend.norm)
 
 
 def norm_behind(model: HookedModel, layer: int, part: Part) -> nn.Module | None:
     """The norm between what attention or MLP give and the residual stream (post-norm); None where that is added as it is."""
-    return model.optional(layer, f"{part}_post_norm")
+    addend = model.map.blocks[layer].part(part)
+    return None if addend is None or addend.post_norm is None else model.hf.get_submodule(addend.post_norm)
 
 
 def reader(model: HookedModel, layer: int, part: Part) -> nn.Module:
@@ -43,13 +47,8 @@ def added(model: HookedModel, layer: int, part: Part, out: Float[Tensor, "*row d
     return out if norm is None else norm(out)
 
 
-def projections(model: HookedModel, layer: int) -> list[nn.Module]:
-    """The modules that make queries, keys and values of what the attention reads; one if they are fused."""
-    block = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}")
-    return [block.get_submodule(path) for path in model.architecture.query_key_value]
-
-
-def joint_norms(model: HookedModel, layer: int) -> list[nn.Module | None]:
-    """For each projection the norm of all heads together behind it (OLMo 2), through which every head's output depends on all; or None."""
-    norms = (model.optional(layer, "query_norm"), model.optional(layer, "key_norm"), None)
-    return list(norms[: len(model.architecture.query_key_value)])
+def joint_norms(model: HookedModel, layer: int) -> tuple[nn.Module | None, nn.Module | None, nn.Module | None]:
+    """For queries, keys and values the norm of all heads together behind the projection (OLMo 2), through which every head's depend on all;
+    or None."""
+    queries, keys, values = (None if port.norm is None else model.hf.get_submodule(port.norm) for port in model.map.ports(layer))
+    return queries, keys, values

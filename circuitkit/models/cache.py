@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from circuitkit.models.hooked import HookedModel
 
@@ -15,7 +16,8 @@ KeysValues = tuple[Float[Tensor, "prompt kv_head pos d_head"], Float[Tensor, "pr
 
 def new_cache(model: HookedModel) -> DynamicCache:
     """An empty cache, to be passed as ``past_key_values``."""
-    return DynamicCache(config=model.hf.config)
+    config: Any = model.hf.config
+    return DynamicCache(config=config)
 
 
 def keys_values(cache: DynamicCache) -> dict[int, KeysValues]:
@@ -47,6 +49,6 @@ def prefix_cache(model: HookedModel, held: Mapping[int, KeysValues], rows: slice
 
 def sliding_window(model: HookedModel) -> int | None:
     """The smallest attention window of any layer; None where all positions are seen."""
-    config = model.hf.config
+    config = model.hf.config if isinstance(model.hf, PreTrainedModel) else None
     window = getattr(config, "sliding_window", None)
     return window if window and getattr(config, "use_sliding_window", True) else None

@@ -65,15 +65,16 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def random_prompts(model: HookedModel, n: int = 4, n_pos: int = 8, seed: int = 0) -> PromptSet:
     """Prompts of random token ids, for models without a tokenizer. Clean and corrupt differ at every position."""
-    longest = getattr(model.hf.config, "max_position_embeddings", None) or n_pos
+    longest = model.n_ctx or n_pos
+    n_tokens = min(model.n_tokens, model.d_vocab)
     generator = torch.Generator().manual_seed(seed)
     shape = (n, min(n_pos, longest))
 
     def draw(*size: int, low: int = 0) -> Tensor:
-        return torch.randint(low, model.d_vocab, size, generator=generator)
+        return torch.randint(low, n_tokens, size, generator=generator)
 
     clean, answers = draw(*shape), draw(n)
-    corrupt, wrongs = (clean + draw(*shape, low=1)) % model.d_vocab, (answers + draw(n, low=1)) % model.d_vocab
+    corrupt, wrongs = (clean + draw(*shape, low=1)) % n_tokens, (answers + draw(n, low=1)) % n_tokens
     return PromptSet(clean, corrupt, answers, wrongs, torch.arange(n) % 2, ("even", "odd"))
 
 
@@ -90,7 +91,7 @@ def no_edit(model: HookedModel, prompts: PromptSet) -> Check:
     """Reading every site changes nothing."""
 
     def visit(layer: Layer) -> None:
-        for site in ("resid", "z", "attention_out", "mlp_in", "mlp_out"):
+        for site in _sites(layer):
             getattr(layer, site)
 
     found = model.run(prompts.clean, visit, keep=0)
@@ -103,16 +104,15 @@ def self_patch(model: HookedModel, prompts: PromptSet) -> Check:
     seen: dict[tuple[int, str], Tensor] = {}
 
     def write_back(layer: Layer) -> None:
-        layer.resid = layer.resid.clone()
-        layer.z = layer.z.clone()
-        seen[layer.index, "attention"] = layer.attention_out
-        layer.mlp_in = layer.mlp_in.clone()
-        seen[layer.index, "mlp"] = layer.mlp_out
-        layer.mlp_out = layer.mlp_out.clone()
+        for site in _sites(layer):
+            seen[layer.index, site] = getattr(layer, site)
+            setattr(layer, site, seen[layer.index, site].clone())
 
     def leave_out(layer: Layer) -> None:
-        layer.skip_attention(seen[layer.index, "attention"])
-        layer.skip_mlp(seen[layer.index, "mlp"])
+        if layer.block.attention is not None:
+            layer.skip_attention(seen[layer.index, "attention_out"])
+        if layer.block.mlp is not None:
+            layer.skip_mlp(seen[layer.index, "mlp_out"])
 
     expected = plain(model, prompts.clean)
     differences = {}
@@ -141,7 +141,8 @@ def heads_sum(model: HookedModel, prompts: PromptSet) -> Check:
     seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def visit(layer: Layer) -> None:
-        seen[layer.index] = layer.z, layer.attention_out
+        if layer.block.heads is not None:
+            seen[layer.index] = layer.z, layer.attention_out
 
     model.run(prompts.clean, visit, stop=model.n_layers - 1)
     differences = []
@@ -160,13 +161,16 @@ def heads_sum(model: HookedModel, prompts: PromptSet) -> Check:
 
 def groups(model: HookedModel, prompts: PromptSet) -> Check:
     """Without the values of one key/value head just the query heads that share it have other outputs."""
+    layers = [layer for layer, block in enumerate(model.map.blocks) if block.heads is not None and block.heads.values is not None]
+    if not layers:
+        return Check.of("groups", "query heads read the values of their key/value head", 0.0, 0.0, "the map names no values of heads")
     n_groups, share = model.n_kv_heads, model.n_heads // model.n_kv_heads
     one = prompts.clean[:1]
     resids = held(model, one)
     rows = one.repeat(n_groups, 1)
     expected = torch.arange(model.n_heads) // share == torch.arange(n_groups)[:, None]
     wrong = []
-    for index in range(model.n_layers):
+    for index in layers:
         resid = resids[index].repeat(n_groups, 1, 1)
         untouched = _z(model, rows, index, resid)
         with _values_removed(model, index):
@@ -180,21 +184,30 @@ def groups(model: HookedModel, prompts: PromptSet) -> Check:
 def narrowed(model: HookedModel, prompts: PromptSet) -> Check:
     """The last layer and the unembedding may be computed for the last position only."""
 
+    what = "last layer and unembedding at the last position only = everywhere"
+    if not model.map.causal:
+        return Check.of("narrowed", what, 0.0, 0.0, "off: positions read later ones")
+
     def visit(layer: Layer) -> None:
         if layer.index == model.n_layers - 1:
-            layer.z = layer.z[:, -1:]
-            layer.mlp_in = layer.mlp_in[:, -1:]
+            if layer.block.heads is not None:
+                layer.z = layer.z[:, -1:]
+            if layer.block.mlp is not None:
+                layer.mlp_in = layer.mlp_in[:, -1:]
 
     found = model.run(prompts.clean, visit)
     assert found is not None
     difference = relative(found[:, -1], plain(model, prompts.clean)[:, -1])
-    return Check.of("narrowed", "last layer and unembedding at the last position only = everywhere", difference, tolerance(model))
+    return Check.of("narrowed", what, difference, tolerance(model))
 
 
 def padding(model: HookedModel, prompts: PromptSet) -> Check:
     """Tokens on the left that are masked away change nothing, in a batch of prompts of different lengths."""
+    what = "prompts padded on the left and masked, in one batch = each without padding"
+    if "attention_mask" not in model.map.forward:
+        return Check.of("padding", what, 0.0, 0.0, "off: the model takes no attention_mask, and prompts that need padding are refused")
     n_rows, n_pos = prompts.clean.shape
-    longest = getattr(model.hf.config, "max_position_embeddings", None) or n_pos + 1
+    longest = model.n_ctx or n_pos + 1
     width = min(n_pos + 1, longest)
     lengths = [max(1, width - 1 - row % 3) for row in range(n_rows)]
     ids, mask = (torch.zeros(n_rows, width, dtype=torch.long) for _ in range(2))
@@ -205,17 +218,16 @@ def padding(model: HookedModel, prompts: PromptSet) -> Check:
         alone.append(plain(model, prompts.clean[row : row + 1, :length])[0, -1])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     found = plain(model, ids, attention_mask=mask, position_ids=positions)[:, -1]
-    implementation = getattr(model.hf.config, "_attn_implementation", "unknown")
-    what = "prompts padded on the left and masked, in one batch = each without padding"
-    return Check.of("padding", what, relative(found, torch.stack(alone)), tolerance(model), f"attention implementation: {implementation}")
+    return Check.of("padding", what, relative(found, torch.stack(alone)), tolerance(model), f"attention implementation: {model.attention}")
 
 
 def called(model: HookedModel, prompts: PromptSet) -> Check:
     """Every module in which patches are laid is computed exactly once a pass."""
     counts: dict[str, int] = {}
     with ExitStack() as hooks:
-        for index in range(model.n_layers):
-            for part in ("attention", "out_proj", "mlp"):
+        for index, block in enumerate(model.map.blocks):
+            there = {"attention": block.attention, "out_proj": block.heads, "mlp": block.mlp}
+            for part in (part for part, found in there.items() if found is not None):
                 name = f"{part} of layer {index}"
                 counts[name] = 0
                 hooks.callback(model.module(index, part).register_forward_hook(_counting(counts, name)).remove)
@@ -270,9 +282,8 @@ def weights_kept(model: HookedModel, before: dict[str, str]) -> Check:
 
 def plain(model: HookedModel, ids: Int[Tensor, "row pos"], **inputs: Any) -> Tensor:
     """Logits at all positions of the model as transformers made it, without nnsight."""
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
     with torch.no_grad(), unwrapped(model.hf):
-        return model.hf(ids.to(model.device), use_cache=False, **inputs).logits
+        return model.forward(ids, **inputs)
 
 
 def held(model: HookedModel, ids: Int[Tensor, "row pos"]) -> dict[int, Tensor]:
@@ -297,6 +308,13 @@ def shortened(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
+def _sites(layer: Layer) -> list[str]:
+    """The sites of a layer that are read and written one by one, in the order of computation."""
+    block = layer.block
+    there = {"resid": block, "z": block.heads, "attention_out": block.attention, "mlp_in": block.mlp, "mlp_out": block.mlp}
+    return [site for site, part in there.items() if part is not None]
+
+
 def _z(model: HookedModel, ids: Tensor, index: int, resid: Tensor) -> Tensor:
     """The heads' outputs in one layer."""
     seen: list[Tensor] = []
@@ -307,30 +325,21 @@ def _z(model: HookedModel, ids: Tensor, index: int, resid: Tensor) -> Tensor:
 @contextmanager
 def _values_removed(model: HookedModel, index: int) -> Iterator[None]:
     """Within this context row g of a pass has zeros for the values of key/value head g in one layer, by a plain torch hook."""
-    paths = model.architecture.query_key_value
-    block = model.hf.get_submodule(f"{model.architecture.blocks}.{index}")
+    heads = model.map.blocks[index].heads
+    assert heads is not None and heads.values is not None
+    values = heads.values
 
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         out = out.clone()
         for group in range(model.n_kv_heads):
-            first = _first_of_values(model, group)
-            out[group, :, first : first + model.d_head] = 0
+            out[group, :, values.starts[group] : values.starts[group] + values.width] = 0
         return out
 
-    handle = block.get_submodule(paths[-1]).register_forward_hook(hook)
+    handle = model.hf.get_submodule(values.module).register_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _first_of_values(model: HookedModel, group: int) -> int:
-    """Where the values of a key/value head begin in the output of the projection that makes them."""
-    if len(model.architecture.query_key_value) == 3:
-        return group * model.d_head
-    if model.architecture.family == "gpt_neox":  # query, key and value of head 0, then of head 1, ...
-        return (3 * group + 2) * model.d_head
-    return 2 * model.n_heads * model.d_head + group * model.d_head  # all queries, all keys, all values
 
 
 def _counting(counts: dict[str, int], name: str) -> Callable[..., None]:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from circuitkit.core.errors import ModelError
 from circuitkit.core.node import PORTS, Site
 from circuitkit.models.bare import unwrapped
-from circuitkit.models.blocks import joint_norms, projections
+from circuitkit.models.blocks import joint_norms
+from circuitkit.models.columns import by_module, heads_in, together
 from circuitkit.models.hooked import HookedModel
-from circuitkit.models.linear import shared, split
-from circuitkit.models.mlp_parts import mlp_parts
+from circuitkit.models.linear import shared
+from circuitkit.models.model_map import put, taken
 
 Edit = Callable[[Tensor], Tensor]
 """Gives what goes on in the place of what flows at a site, in a way that autograd can follow."""
@@ -65,14 +66,14 @@ def edited(model: HookedModel, edits: Mapping[tuple[Site, int], Edit]) -> Iterat
 
 def logits(model: HookedModel, ids: Int[Tensor, "row pos"], **inputs: Any) -> Float[Tensor, "row d_vocab"]:
     """Logits of the model as it is now, hooks included, at the last position; in float32 at least, part of the autograd graph."""
-    last = model.hf(ids.to(model.device), logits_to_keep=1, **{"use_cache": False, **inputs}).logits[:, -1]
+    last = model.forward(ids, keep=1, **inputs)[:, -1]
     return last.to(torch.promote_types(last.dtype, torch.float32))
 
 
 def stream(model: HookedModel, ids: Int[Tensor, "row pos"], **inputs: Any) -> None:
-    """Runs the model as it is now without gradients and without unembedding: for what hooks see."""
+    """Runs the model as it is now without gradients: for what hooks see."""
     with torch.no_grad():
-        model.hf.base_model(ids.to(model.device), **{"use_cache": False, **inputs})
+        model.forward(ids, keep=1, **inputs)
 
 
 @contextmanager
@@ -82,7 +83,8 @@ def before(module: nn.Module, edit: Edit) -> Iterator[None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (edit(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: edit(kwargs[first])}
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -92,17 +94,18 @@ def before(module: nn.Module, edit: Edit) -> Iterator[None]:
 
 
 @contextmanager
-def after(module: nn.Module, edit: Edit, *, first: bool = False) -> Iterator[None]:
-    """Within this context a module's output, or the first of its outputs, goes through a function.
+def after(module: nn.Module, edit: Edit, *, item: int | None = None, first: bool = False) -> Iterator[None]:
+    """Within this context a module's output, or one of its outputs, goes through a function.
 
     Args:
         module: The module.
         edit: The function.
+        item: Which of its outputs; None where it gives a tensor.
         first: Before functions that are there already.
     """
 
-    def hook(module: nn.Module, args: Any, out: Tensor | tuple[Any, ...]) -> Tensor | tuple[Any, ...]:
-        return (edit(out[0]), *out[1:]) if isinstance(out, tuple) else edit(out)
+    def hook(module: nn.Module, args: Any, out: Any) -> Any:
+        return put(out, item, edit(taken(out, item)))
 
     handle = module.register_forward_hook(hook, prepend=first)
     try:
@@ -112,20 +115,20 @@ def after(module: nn.Module, edit: Edit, *, first: bool = False) -> Iterator[Non
 
 
 def _edited(model: HookedModel, site: Site, layer: int, edit: Edit) -> Any:
-    block = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}")
+    block = model.map.blocks[layer]
     match site:
         case Site.EMBED | Site.RESID_PRE:
-            return before(block, edit)
+            return before(model.module(layer, "block"), edit)
         case Site.RESID_POST:
-            return after(block, edit)
+            return after(model.module(layer, "block"), edit, item=block.item)
         case Site.Z:
             return before(model.module(layer, "out_proj"), lambda z: edit(z.unflatten(-1, (model.n_heads, -1))).flatten(-2))
         case Site.ATTN_OUT:
-            return after(model.module(layer, "attention"), edit)
+            return after(model.module(layer, "attention"), edit, item=None if block.attention is None else block.attention.item)
         case Site.MLP_ACT:
-            return before(mlp_parts(model, layer).down, edit)
+            return before(model.module(layer, "mlp_out_proj"), edit)
         case Site.MLP_OUT:
-            return after(model.module(layer, "mlp"), edit)
+            return after(model.module(layer, "mlp"), edit, item=None if block.mlp is None else block.mlp.item)
     raise ModelError(
         "Gradients reach the sites embed, resid_pre, z, attn_out, mlp_act, mlp_out and resid_post, "
         f"found {site}. Take one of these."
@@ -139,35 +142,36 @@ PortEdit = Callable[[str, Float[Tensor, "row pos head d_head"]], Float[Tensor, "
 @contextmanager
 def ports(model: HookedModel, layer: int, edit: PortEdit) -> Iterator[None]:
     """Within this context the queries, keys and values of a layer go through a function, behind norms of all heads together where there
-    are some. What the function itself calls stays as it is. Needs ``own_keys_and_values``."""
-    busy = False
+    are some. What the function itself calls stays as it is. Needs ``own_keys_and_values``.
 
-    def edited(port: str, out: Tensor) -> Tensor:
+    Raises:
+        ModelError: They are no plain projections of what the attention reads, or lie in one module with fewer keys and values than queries.
+    """
+    found, norms, busy = model.map.ports(layer), joint_norms(model, layer), False
+    served = by_module(found)
+    if len(served) < 3 and model.n_kv_heads != model.n_heads:
+        raise ModelError(
+            f"The heads of {model.name} ({model.map.family}) share keys and values that one module makes together with the queries, so "
+            "they cannot be given keys and values of their own in a pass. Score edges without gradients, or take gradients of nodes."
+        )
+
+    def through(places: tuple[int, ...], out: Tensor) -> Tensor:
         nonlocal busy
+        if busy:
+            return out
         busy = True
         try:
-            return edit(port, out)
+            parts = [edit(PORTS[place], shared(model, heads_in(out, found[place]))) for place in places]
         finally:
             busy = False
+        return together([found[place] for place in places], parts) if len(places) > 1 else parts[0].flatten(-2)
 
-    def single(port: str, out: Tensor) -> Tensor:
-        n_heads = model.n_heads if port == "q" else model.n_kv_heads
-        return out if busy else edited(port, shared(model, out.unflatten(-1, (n_heads, -1)))).flatten(-2)
 
-    def fused(out: Tensor) -> Tensor:
-        parts = [edited(port, shared(model, part)) for port, part in zip(PORTS, split(model, [out]), strict=True)]
-        if model.architecture.fused_by_head:
-            return torch.stack(parts, -2).flatten(-3)
-        return torch.cat([part.flatten(-2) for part in parts], -1)
-
-    modules, norms = projections(model, layer), joint_norms(model, layer)
     with ExitStack() as stack:
-        if len(modules) == 1:
-            stack.enter_context(after(modules[0], fused, first=True))
-        else:
-            for port, module, norm in zip(PORTS, modules, norms, strict=True):
-                # Behind a projection, and behind a norm with all that is laid on it: a rule there has the norm's input for its own.
-                stack.enter_context(after(norm or module, partial(single, port), first=norm is None))
+        for path, places in served.items():
+            norm = norms[places[0]]
+            # Behind a projection, and behind a norm with all that is laid on it: a rule there has the norm's input for its own.
+            stack.enter_context(after(norm or model.hf.get_submodule(path), partial(through, places), first=norm is None))
         yield
 
 
@@ -177,7 +181,12 @@ def own_keys_and_values(model: HookedModel) -> Iterator[None]:
     if model.n_kv_heads == model.n_heads:
         yield
         return
-    attentions: list[Any] = [model.module(layer, "attention") for layer in range(model.n_layers)]
+    attentions: list[Any] = [model.module(layer, "attention") for layer in model.map.layers_with_heads]
+    if not all(hasattr(attention, "num_key_value_groups") for attention in attentions):
+        raise ModelError(
+            f"The heads of {model.name} ({model.map.family}) share keys and values in a way of its own, so they cannot be given keys and "
+            "values of their own in the middle of a pass. Score edges without gradients, or take gradients of nodes."
+        )
     before = [attention.num_key_value_groups for attention in attentions]
     try:
         for attention in attentions:

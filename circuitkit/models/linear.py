@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitkit.core.errors import ModelError
-from circuitkit.models.blocks import projections
+from circuitkit.models.columns import heads_in
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.sharded import is_sharded
 
@@ -63,21 +64,13 @@ def readers(model: HookedModel, layer: int) -> list[tuple[Float[Tensor, "some d_
 
     Keys and values have one for each key/value head. Norms of all heads together, which may lie behind, are left out.
     """
-    modules = projections(model, layer)
-    matrices = [matrix_of(module) for module in modules]
-    biases = [matrix.new_zeros(()).expand(matrix.shape[1]) if module.bias is None else module.bias.detach()
-              for module, matrix in zip(modules, matrices, strict=True)]  # fmt: skip
-    return list(zip((part.movedim(-2, 0) for part in split(model, matrices)), split(model, biases), strict=True))
-
-
-def split(model: HookedModel, outs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of what the projections of a layer give, each ... x head x d_head; views."""
-    if len(outs) == 1:
-        if model.architecture.fused_by_head:
-            return outs[0].unflatten(-1, (model.n_heads, 3, -1)).unbind(-2)
-        outs = list(outs[0].chunk(3, -1))
-    q, k, v = (outs[0].unflatten(-1, (model.n_heads, -1)), *(out.unflatten(-1, (model.n_kv_heads, -1)) for out in outs[1:]))
-    return q, k, v
+    found = []
+    for port in model.map.ports(layer):
+        module: Any = model.hf.get_submodule(port.module)
+        matrix = matrix_of(module)
+        bias = matrix.new_zeros(()).expand(matrix.shape[1]) if module.bias is None else module.bias.detach()
+        found.append((heads_in(matrix, port).movedim(-2, 0), heads_in(bias, port)))
+    return found
 
 
 def shared(model: HookedModel, part: Float[Tensor, "*row kv_head d_head"]) -> Float[Tensor, "*row head d_head"]:

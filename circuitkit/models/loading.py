@@ -65,7 +65,7 @@ class _Found:
     def hooked(self, name: str | None, hf: PreTrainedModel, **others: Any) -> HookedModel:
         """The model under its name: only the last part of a path, because names of files are made of it."""
         called = Path(name or self.source).name or Path(self.source).resolve().name
-        return HookedModel(called, hf, _tokenizer(self), revision=self.commit, **others)
+        return HookedModel(hf, _tokenizer(self), name=called, revision=self.commit, **others)
 
 
 def load_model(

@@ -41,6 +41,11 @@ def mlp_parts(model: HookedModel, layer: int) -> MlpParts:
         ModelError: The MLP is built in another way.
     """
     mlp = model.module(layer, "mlp")
+    if model.map.blocks[layer].neurons is None:
+        raise ModelError(
+            f"What adds to the residual stream in layer {layer} of {model.name} ({model.map.family}) as an MLP is a module without neurons "
+            "of its own, such as routed experts. Take units and rules that do not need its inside."
+        )
     if mlp not in _known:
         _known[mlp] = _found(model, layer, mlp)
     return _known[mlp]

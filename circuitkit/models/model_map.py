@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from circuitkit.core.errors import ModelError
+
+Part = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -18,11 +23,14 @@ class Projection:
         module: Its path. Queries, keys and values share one where the projections are fused.
         starts: For each head (of keys and values: each key/value head) its first column in the module's output.
         width: How many columns a head has.
+        norm: The norm of all heads together behind it (OLMo 2), through which what each head takes depends on all; None where there is
+            none, or one of each head alone. What it gives lies in the same columns.
     """
 
     module: str
     starts: tuple[int, ...]
     width: int
+    norm: str | None = None
 
     @property
     def n_heads(self) -> int:
@@ -46,6 +54,8 @@ class Addend:
         norm: The norm between the residual stream and what the part reads; None where it reads the raw stream.
         post_norm: The norm behind the part, whose output is what is added; None where the part's own output is.
         scale: By what the addend is multiplied on its way (residual multiplier).
+        whole: Whether the module gives the addend for what the part reads, so that an MLP can run by itself. Else it is only the last
+            projection of the part: because the part adds the residual stream by itself (BLOOM, BERT), or has more inputs.
     """
 
     module: str
@@ -54,6 +64,19 @@ class Addend:
     norm: str | None = None
     post_norm: str | None = None
     scale: float = 1.0
+    whole: bool = True
+
+    def of(self, output: Any) -> Any:
+        """Of what the module returns what is added."""
+        return taken(output, self.item)
+
+    def within(self, output: Any, value: Any) -> Any:
+        """What the module returns, with another addend."""
+        return put(output, self.item, value)
+
+    def alone(self, value: Any) -> Any:
+        """What stands in for the module's output where it was not computed: the addend, and None for all else that it returns."""
+        return alone(value, self.item, self.n_items)
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,7 @@ class Block:
         neurons: The MLP's output projection, whose input is the neurons' activations; None for routed experts.
         parallel: Whether attention and MLP both read what enters the block.
         item: Which of the outputs of the block is the residual stream; None where it returns a tensor.
+        n_items: How many outputs the block returns; None where it is a tensor.
     """
 
     module: str
@@ -109,6 +133,20 @@ class Block:
     neurons: str | None = None
     parallel: bool = False
     item: int | None = None
+    n_items: int | None = None
+
+    @property
+    def is_mixer(self) -> bool:
+        """Whether it mixes positions without attention heads: what it adds is one node."""
+        return self.attention is not None and self.heads is None
+
+    def alone(self, resid: Any) -> Any:
+        """What stands in for the block's output where it was not computed: the residual stream, and None for all else."""
+        return alone(resid, self.item, self.n_items)
+
+    def part(self, name: Part) -> Addend | None:
+        """Its attention or mixer, or its MLP."""
+        return self.attention if name == "attention" else self.mlp
 
     @property
     def addends(self) -> Iterator[Addend]:
@@ -147,6 +185,10 @@ class ModelMap:
         logits: Whether the forward returns an object with ``logits``; else the tensor itself.
         caches: Whether keys and values can be held and handed back (``past_key_values``), with the same numbers.
         interface: Whether attention goes through transformers' attention interface.
+        additive: Whether the residual stream is the sum of what the parts add. Else each sum goes through a norm (BERT), so that edges and
+            direct logit attribution are not defined.
+        direct: Whether the unembedding reads the residual stream or what the final norm makes of it. Else something else is in between (the
+            head of a masked language model, another factor), so that the logit lens and direct logit attribution are not defined.
         override: The entry of the overrides that was needed; empty where everything was found by value.
         evidence: The checks of this map.
     """
@@ -161,6 +203,8 @@ class ModelMap:
     logits: bool = True
     caches: bool = True
     interface: bool = True
+    additive: bool = True
+    direct: bool = True
     override: str = ""
     evidence: tuple[Evidence, ...] = field(default=(), compare=False)
 
@@ -170,6 +214,80 @@ class ModelMap:
         return len(self.blocks)
 
     @property
+    def paths(self) -> Iterator[str]:
+        """Every module that the map names, some of them several times."""
+        yield from (path for path in (self.embed, self.final_norm, self.unembed) if path is not None)
+        for block in self.blocks:
+            yield from (path for path in (block.module, block.neurons) if path is not None)
+            for addend in block.addends:
+                yield from (path for path in (addend.module, addend.norm, addend.post_norm) if path is not None)
+            if block.heads is not None:
+                yield block.heads.out_proj
+                for port in (block.heads.queries, block.heads.keys, block.heads.values):
+                    yield from () if port is None else (path for path in (port.module, port.norm) if path is not None)
+
+    @property
+    def no_edges(self) -> str:
+        """Why edges are not defined for the model; empty where they are."""
+        if not self.additive:
+            return "each sum in its residual stream goes through a norm, so that what a part reads is no sum of what others add"
+        for block in self.blocks:
+            for addend in block.addends:
+                if not addend.whole:
+                    return f"{addend.module} is only the last projection of a part, which cannot run by itself on what it reads"
+        return ""
+
+    @property
+    def layers_with_heads(self) -> tuple[int, ...]:
+        """The layers that have attention heads."""
+        return tuple(layer for layer, block in enumerate(self.blocks) if block.heads is not None)
+
+    @property
+    def layers_with_attention(self) -> tuple[int, ...]:
+        """The layers that have attention heads or a mixer."""
+        return tuple(layer for layer, block in enumerate(self.blocks) if block.attention is not None)
+
+    @property
+    def layers_with_mlps(self) -> tuple[int, ...]:
+        """The layers that have an MLP."""
+        return tuple(layer for layer, block in enumerate(self.blocks) if block.mlp is not None)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether the MLP of every layer reads what its attention reads."""
+        return all(block.parallel for block in self.blocks)
+
+    def ports(self, layer: int) -> tuple[Projection, Projection, Projection]:
+        """Where the queries, keys and values of a layer are made.
+
+        Raises:
+            ModelError: They are no plain projections of what the attention reads, or the layer has no heads.
+        """
+        heads = self.blocks[layer].heads
+        if heads is None or heads.ports is None:
+            why = "it has no attention heads" if heads is None else "they are no plain projections of what the attention reads"
+            raise ModelError(
+                f"The queries, keys and values of layer {layer} ({self.family}) cannot be told apart: {why}. Expected a layer whose heads "
+                "have inputs of their own; take heads and MLPs as units, not what leads into them."
+            )
+        return heads.ports
+
+    @property
     def heads(self) -> Heads | None:
         """The heads of the first layer that has some: their number is that of every layer with heads."""
         return next((block.heads for block in self.blocks if block.heads is not None), None)
+
+
+def taken(output: Any, item: int | None) -> Any:
+    """One of the outputs of a module, or its only one for None."""
+    return output if item is None else output[item]
+
+
+def put(output: Any, item: int | None, value: Any) -> Any:
+    """The outputs of a module with another value in one place, or for None that value alone."""
+    return value if item is None else (*output[:item], value, *output[item + 1 :])
+
+
+def alone(value: Any, item: int | None, n_items: int | None) -> Any:
+    """The outputs of a module of which only one is known: None stands for the others."""
+    return value if item is None else tuple(value if place == item else None for place in range(n_items or item + 1))

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from circuitkit.core.errors import ConfigError, ModelError, unknown_choice
 from circuitkit.models.attention import eager_attention
+from circuitkit.models.columns import by_module, columns_of
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.mlp_parts import mlp_parts
 from circuitkit.models.norms import gain_of, norms
@@ -59,7 +60,7 @@ class Rules:
         if name not in RULES:
             raise ConfigError(unknown_choice("set of backward rules", name, RULES))
         rules = RULES[name]
-        return replace(rules, gate=rules.gate and mlp_parts(model, 0).up is not None) if rules.gate else rules
+        return replace(rules, gate=rules.gate and mlp_parts(model, model.map.layers_with_mlps[0]).up is not None) if rules.gate else rules
 
     @contextmanager
     def applied(self, model: HookedModel) -> Iterator[None]:
@@ -73,7 +74,7 @@ class Rules:
             if self.norm:
                 _register(stack, norms(model), fired, "norm", _norm_hook)
             if self.activation:
-                acts = [mlp_parts(model, layer).act for layer in range(model.n_layers)]
+                acts = [mlp_parts(model, layer).act for layer in model.map.layers_with_mlps]
                 _register(stack, acts, fired, "activation", _activation_hook)
             if self.gate:
                 _register(stack, _gates(model), fired, "gate", lambda module: _scale_hook(0.5))
@@ -81,9 +82,9 @@ class Rules:
                 q, k, v = (0.25, 0.25, 0.5) if self.attention_halves else (1.0, 1.0, 1.0)
                 factors = (0.0, 0.0, v) if self.pattern else (q, k, v)
                 name = "pattern" if self.pattern else "attention_halves"
-                for layer in range(model.n_layers):
-                    for path, factor in zip(model.architecture.query_key_value, _factors(model, factors), strict=True):
-                        module = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}.{path}")
+                for layer in model.map.layers_with_heads:
+                    for path, factor in _factors(model, layer, factors).items():
+                        module = model.hf.get_submodule(path)
                         _register(stack, [module], fired, name, partial(lambda factor, module: _scale_hook(factor), factor))
             if self.temperature != 1:
                 stack.enter_context(_softmax_at(model, self.temperature, fired))
@@ -205,21 +206,22 @@ def _norm_hook(module: nn.Module) -> Hook:
 
 
 def _gates(model: HookedModel) -> list[nn.Module]:
-    parts = [mlp_parts(model, layer) for layer in range(model.n_layers)]
+    parts = [mlp_parts(model, layer) for layer in model.map.layers_with_mlps]
     found = [module for part in parts if part.up is not None for module in (part.act, part.up)]
     if not found:
         raise ModelError(f"The MLPs of {model.name} have no gate, so gated products cannot be halved. Leave the rule 'gate' out.")
     return found
 
 
-def _factors(model: HookedModel, factors: tuple[float, float, float]) -> list[Tensor | float]:
-    """For each projection what its output's gradient is multiplied by."""
-    if len(model.architecture.query_key_value) == 3:
-        return list(factors)
-    row = torch.tensor(factors)
-    if model.architecture.fused_by_head:
-        return [row.repeat_interleave(model.d_head).repeat(model.n_heads)]
-    return [row.repeat_interleave(model.n_heads * model.d_head)]
+def _factors(model: HookedModel, layer: int, factors: tuple[float, float, float]) -> dict[str, Tensor | float]:
+    """For each projection of a layer what its output's gradient is multiplied by."""
+    ports = model.map.ports(layer)
+    found: dict[str, Tensor | float] = {}
+    for path, places in by_module(ports).items():
+        columns = {column: factors[place] for place in places for column in columns_of(ports[place])}
+        row = torch.tensor([columns.get(column, 1.0) for column in range(max(columns) + 1)])
+        found[path] = factors[places[0]] if len(places) == 1 else row
+    return found
 
 
 class _AttentionSoftmax(TorchFunctionMode):
@@ -252,7 +254,7 @@ def _softmax_at(model: HookedModel, temperature: float, fired: _Fired) -> Iterat
 
     with ExitStack() as stack:
         stack.enter_context(eager_attention(model))
-        for layer in range(model.n_layers):
+        for layer in model.map.layers_with_heads:
             module = model.module(layer, "attention")
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave).remove)

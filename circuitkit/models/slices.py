@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from circuitkit.models.blocks import joint_norms
+from circuitkit.models.columns import columns_of
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.model_map import Projection
 from circuitkit.models.sharded import is_sharded
 
 Heads = tuple[int, ...]
-_PARTS = ("query", "key", "value")
 # In narrower models a pass is bound by Python, and leaving heads out costs more time than it saves.
 WORTH_FROM = 512
 
@@ -28,8 +28,7 @@ class HeadSlices:
 
     def __init__(self, model: HookedModel) -> None:
         self._model = model
-        self._architecture = model.architecture
-        self._held: dict[tuple[int, str], tuple[Heads, Tensor, Tensor | None]] = {}
+        self._held: dict[tuple[int, int], tuple[Heads, Tensor, Tensor | None]] = {}
 
     @staticmethod
     def possible(model: HookedModel) -> bool:
@@ -38,11 +37,11 @@ class HeadSlices:
         In half precision a sum of two partial outputs would be rounded once more than the model does; and a norm of all heads together
         behind a projection needs all of them.
         """
-        if any(norm is not None for layer in range(model.n_layers) for norm in joint_norms(model, layer)):
+        heads = [block.heads for block in model.map.blocks if block.heads is not None]
+        ports = [each.ports for each in heads]
+        if not heads or any(found is None or any(port.norm is not None for port in found) for found in ports):
             return False
-        a = model.architecture
-        blocks = [model.hf.get_submodule(f"{a.blocks}.{layer}") for layer in range(model.n_layers)]
-        modules = [block.get_submodule(path) for block in blocks for path in (*a.query_key_value, a.out_proj)]
+        modules = [model.hf.get_submodule(path) for path in _paths(model)]
         return all(type(module) in (nn.Linear, Conv1D) and not hasattr(module, "_hf_hook") for module in modules) and all(
             module.weight.dtype is torch.float32 and not is_sharded(module) for module in modules
         )
@@ -55,10 +54,8 @@ class HeadSlices:
     @property
     def most_bytes(self) -> int:
         """What is held at most: a copy of the weights of every projection."""
-        a = self._architecture
-        weights = (self._model.hf.get_submodule(f"{a.blocks}.{layer}").get_submodule(path).weight for layer in range(self._model.n_layers)
-                   for path in (*a.query_key_value, a.out_proj))  # fmt: skip
-        return sum(weight.numel() * weight.dtype.itemsize for weight in weights)
+        weights = [self._model.hf.get_submodule(path).weight for path in _paths(self._model)]
+        return sum(weight.numel() * weight.dtype.itemsize for weight in weights)  # type: ignore[operator, union-attr, misc]
 
     def read_heads(self, heads: Heads) -> Heads:
         """The key/value heads that some heads read."""
@@ -67,13 +64,14 @@ class HeadSlices:
 
     def queries(self, layer: int, heads: Heads, read: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos some d_head"]:
         """Queries of some heads, of what the projections of a layer read."""
-        return self._times(read, *self._columns(layer, ("query",), heads)).unflatten(-1, (len(heads), -1))
+        return self._times(read, *self._columns(layer, (0,), heads)).unflatten(-1, (len(heads), -1))
 
     def keys_values(
         self, layer: int, heads: Heads, read: Float[Tensor, "row pos d_model"]
     ) -> tuple[Float[Tensor, "row pos some d_head"], Float[Tensor, "row pos some d_head"]]:
         """Keys and values of some key/value heads, likewise."""
-        keys, values = self._times(read, *self._columns(layer, ("key", "value"), heads)).chunk(2, -1)
+        _, *ports = self._model.map.ports(layer)
+        keys, values = self._times(read, *self._columns(layer, (1, 2), heads)).split([len(heads) * port.width for port in ports], -1)
         return keys.unflatten(-1, (len(heads), -1)), values.unflatten(-1, (len(heads), -1))
 
     def out(self, layer: int, heads: Heads, z: Float[Tensor, "row pos some d_head"]) -> Float[Tensor, "row pos d_model"]:
@@ -89,35 +87,38 @@ class HeadSlices:
         flat = act.reshape(-1, act.shape[-1])
         return (flat @ weight if bias is None else torch.addmm(bias, flat, weight)).unflatten(0, act.shape[:-1])
 
-    def _columns(self, layer: int, parts: tuple[str, ...], heads: Heads) -> tuple[Tensor, Tensor | None]:
+    def _columns(self, layer: int, parts: tuple[int, ...], heads: Heads) -> tuple[Tensor, Tensor | None]:
         key = (layer, parts[0])
         if key not in self._held or self._held[key][0] != heads:
-            block = self._model.hf.get_submodule(f"{self._architecture.blocks}.{layer}")
-            modules = [block.get_submodule(path) for path in self._architecture.query_key_value]
-            pieces = [self._slice(modules, _PARTS.index(part), heads) for part in parts]
+            ports = self._model.map.ports(layer)
+            pieces = [self._slice(ports[part], heads) for part in parts]
             biases = [bias for _, bias in pieces if bias is not None]
             # A projection may have a bias where another has none, as in no family known; then zeros would be needed.
             assert len(biases) in (0, len(pieces))
             self._held[key] = heads, torch.cat([weight for weight, _ in pieces]).T, torch.cat(biases) if biases else None
         return self._held[key][1:]
 
-    def _slice(self, modules: list[nn.Module], part: int, heads: Heads) -> tuple[Float[Tensor, "column d_model"], Tensor | None]:
-        """The weight and bias of one of query, key and value for some heads."""
-        d_head, chosen = self._model.d_head, torch.tensor(heads, device=modules[0].weight.device)  # type: ignore[arg-type]
-        if len(modules) == 1:
-            chosen = 3 * chosen + part if self._architecture.fused_by_head else part * self._model.n_heads + chosen
-        module = modules[part if len(modules) > 1 else 0]
-        matrix = _matrix(module).unflatten(0, (-1, d_head)).index_select(0, chosen).flatten(0, 1)
+    def _slice(self, port: Projection, heads: Heads) -> tuple[Float[Tensor, "column d_model"], Tensor | None]:
+        """The weight and bias of the queries, keys or values of some heads."""
+        module = self._model.hf.get_submodule(port.module)
+        matrix = _matrix(module)
+        chosen = torch.tensor(columns_of(port, heads), device=matrix.device)
         bias: Tensor | None = module.bias  # type: ignore[assignment]
-        return matrix, None if bias is None else bias.detach().unflatten(0, (-1, d_head)).index_select(0, chosen).flatten()
+        return matrix.index_select(0, chosen), None if bias is None else bias.detach().index_select(0, chosen)
 
     def _rows(self, layer: int, heads: Heads) -> Float[Tensor, "some_d_head d_model"]:
-        key = (layer, "out")
+        key = (layer, -1)
         if key not in self._held or self._held[key][0] != heads:
             weight = _matrix(self._model.module(layer, "out_proj")).T.unflatten(0, (self._model.n_heads, -1))
             chosen = torch.tensor(heads, device=weight.device)
             self._held[key] = heads, weight.index_select(0, chosen).flatten(0, 1), None
         return self._held[key][1]
+
+
+def _paths(model: HookedModel) -> list[str]:
+    """Every projection of queries, keys, values and outputs, once."""
+    heads = [block.heads for block in model.map.blocks if block.heads is not None]
+    return list(dict.fromkeys(path for each in heads for path in (*(port.module for port in each.ports or ()), each.out_proj)))
 
 
 def _matrix(module: nn.Module) -> Float[Tensor, "out in"]:

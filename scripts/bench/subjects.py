@@ -54,7 +54,7 @@ def _random(name: str, config: transformers.PreTrainedConfig, *, dtype: torch.dt
             hf = transformers.AutoModelForCausalLM.from_config(config)
     finally:
         torch.set_default_dtype(default)
-    return HookedModel(name, hf.to(device, dtype).requires_grad_(False))
+    return HookedModel(hf.to(device, dtype).requires_grad_(False), name=name)
 
 
 def prompts(model: HookedModel, n: int, n_pos: int = N_POS) -> PromptSet:

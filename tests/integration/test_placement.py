@@ -235,10 +235,10 @@ def config():
                        vocab_size=16000, pad_token_id=0, bos_token_id=0, eos_token_id=0)
 
 with torch.device("meta"):
-    shape = HookedModel("llama", LlamaForCausalLM(config()))
+    shape = HookedModel(LlamaForCausalLM(config()), name="llama")
 torch.manual_seed(0)
-small = HookedModel("small", LlamaForCausalLM(LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
-                                                          vocab_size=16000, pad_token_id=0)))
+small = HookedModel(LlamaForCausalLM(LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+                                                          vocab_size=16000, pad_token_id=0)), name="small")
 def search(model, n, rows, dry=False):
     prompts = random_prompts(model, n, 32)
     engine = (DryEngine if dry else PackedEngine)(model, prompts, Resample(), KL(), max_rows=rows)
@@ -250,7 +250,7 @@ search(small, 4, 8)  # code and libraries are loaded before the measurement
 planned = memory(search(shape, 48, 192, dry=True))
 before = resident("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-model = HookedModel("llama", LlamaForCausalLM(config()))
+model = HookedModel(LlamaForCausalLM(config()), name="llama")
 search(model, 48, 192)
 print(json.dumps({"planned": planned.peak, "weights": planned.weights, "measured": resident("VmHWM") - before}))
 """

@@ -100,7 +100,7 @@ def tiny_hf(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, a
 
 def tiny_model(family: str = "gpt2", **settings) -> HookedModel:
     """A tiny model of its own, for tests that break or count things."""
-    return HookedModel(f"tiny-{family}", tiny_hf(family, **settings))
+    return HookedModel(tiny_hf(family, **settings), name=f"tiny-{family}")
 
 
 @lru_cache(maxsize=64)
@@ -128,7 +128,7 @@ def linear_llama(n_layers: int, n_heads: int, d_model: int, vocab: int, d_head: 
         for parameter in hf.parameters():
             parameter.fill_(2.0**20 if parameter.ndim == 1 else 0.0)
     hf.requires_grad_(False)
-    return HookedModel("by-hand", hf)
+    return HookedModel(hf, name="by-hand")
 
 
 def wire_head(model: HookedModel, layer: int, head: int, read: int, write: int, weight: float) -> None:

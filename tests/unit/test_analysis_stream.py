@@ -106,7 +106,7 @@ def test_a_share_is_what_the_final_norm_makes_of_the_part(family):
         seen["mlp", layer.index] = layer.mlp_out[:, -1]
 
     model.run(prompts.clean, visit)
-    norm, unembed = model.hf.get_submodule(model.architecture.final_norm), model.hf.get_output_embeddings().weight
+    norm, unembed = model.final_norm, model.hf.get_output_embeddings().weight
     resid = seen["entered", 2] + seen["attention"] + seen["mlp", 2]
     z = torch.zeros_like(seen["z", 1])
     z[:, 1] = seen["z", 1][:, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from circuitkit.core.errors import ModelError
 from circuitkit.models.architectures import ARCHITECTURES, architecture_of
+from circuitkit.models.blocks import joint_norms, norm_before, norm_behind
 from circuitkit.models.hooked import HookedModel, Layer
 
 SIZE = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 32}
@@ -43,7 +45,12 @@ VARIANTS = {
 }
 
 
-NORMS = ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm")
+NORMS = {
+    "attention_norm": partial(norm_before, part="attention"),
+    "mlp_norm": partial(norm_before, part="mlp"),
+    "attention_post_norm": partial(norm_behind, part="attention"),
+    "mlp_post_norm": partial(norm_behind, part="mlp"),
+}
 
 
 def make(variant: str) -> HookedModel:
@@ -54,7 +61,7 @@ def make(variant: str) -> HookedModel:
     with torch.no_grad():
         for weight in hf.parameters():
             weight.add_(torch.randn_like(weight) * (0.15 if weight.ndim > 1 else 0.3))
-    return HookedModel(variant, hf.requires_grad_(False))
+    return HookedModel(hf.requires_grad_(False), name=variant)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -82,11 +89,12 @@ def see(model: HookedModel, ids: Tensor) -> dict[tuple[int, str], Tensor]:
 
     with ExitStack() as hooks, torch.no_grad():
         for layer in range(model.n_layers):
-            for part in ("attention", "out_proj", "mlp", *NORMS):
-                module = model.optional(layer, part)
+            modules = {part: model.module(layer, part) for part in ("attention", "out_proj", "mlp")}
+            modules |= {part: norm(model, layer) for part, norm in NORMS.items()}
+            for part, module in modules.items():
                 if module is not None:
                     hooks.callback(module.register_forward_hook(watch(layer, part), with_kwargs=True).remove)
-            block = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}")
+            block = model.module(layer, "block")
             hooks.callback(block.register_forward_hook(watch(layer, "block"), with_kwargs=True).remove)
         seen[-1, "logits"] = model.hf(ids, use_cache=False, output_attentions=True).logits
     return seen
@@ -104,9 +112,9 @@ def with_hook(model: HookedModel, ids: Tensor, register: Callable[[], torch.util
 
 def values(model: HookedModel, layer: int, attention_in: Tensor) -> Tensor:
     """Value vectors, one a query head: row, pos, head, d_head. Written out from the papers, apart from the fused layouts."""
-    block = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}")
-    projections = [block.get_submodule(path)(attention_in) for path in model.architecture.query_key_value]
-    family = model.architecture.family
+    paths = dict.fromkeys(port.module for port in model.map.ports(layer))
+    projections = [model.hf.get_submodule(path)(attention_in) for path in paths]
+    family = model.map.family
     if family == "gpt2":
         v = projections[0].chunk(3, dim=-1)[2].unflatten(-1, (model.n_heads, model.d_head))
     elif family == "gpt_neox":
@@ -121,18 +129,19 @@ def test_table_has_a_variant_of_every_family():
 
 
 def test_shape_and_paths(model):
-    table, config = model.architecture, model.hf.config
-    assert architecture_of(config) is ARCHITECTURES[config.model_type] is table
+    config = model.hf.config
+    table = architecture_of(config)
+    assert table is ARCHITECTURES[config.model_type] and table.family == model.map.family
     assert (model.n_layers, model.n_heads, model.d_model, model.d_vocab) == (3, 4, 32, 40)
     assert (model.n_kv_heads, model.d_head) == (VARIANTS[model.name].get("num_key_value_heads", 4), VARIANTS[model.name].get("head_dim", 8))
-    assert model.is_parallel == ("parallel" in model.name)
+    assert model.map.is_parallel == ("parallel" in model.name)
     assert len(model.hf.get_submodule(table.blocks)) == 3 and len(model.universe) == 3 * (4 + 1)
-    assert "Norm" in type(model.hf.get_submodule(table.final_norm)).__name__
-    norms = {part: model.optional(0, part) for part in (*NORMS, "query_norm", "key_norm")}
-    assert all("Norm" in type(norm).__name__ for norm in norms.values() if norm is not None)
+    assert "Norm" in type(model.final_norm).__name__
+    norms = [*(norm(model, 0) for norm in NORMS.values()), *joint_norms(model, 0)[:2]]
+    assert all("Norm" in type(norm).__name__ for norm in norms if norm is not None)
     family = config.model_type
     before, behind, joint = not family.startswith("olmo"), family.startswith(("gemma", "olmo")), family.startswith("olmo")
-    assert [norm is not None for norm in norms.values()] == [before, before, behind, behind, joint, joint]
+    assert [norm is not None for norm in norms] == [before, before, behind, behind, joint, joint]
 
 
 def test_reading_is_what_plain_hooks_see(model, ids):
@@ -178,7 +187,7 @@ def test_residual_stream_is_summed_as_the_table_says(model, ids):
         resid = seen[layer, "block in"]
         attention, mlp = (seen.get((layer, f"{part}_post_norm out"), seen[layer, f"{part} out"]) for part in ("attention", "mlp"))
         middle = resid + attention
-        for part, stream in (("attention", resid), ("mlp", resid if model.is_parallel else middle)):
+        for part, stream in (("attention", resid), ("mlp", resid if model.map.is_parallel else middle)):
             torch.testing.assert_close(seen.get((layer, f"{part}_norm in"), seen[layer, f"{part} in"]), stream)
             assert torch.equal(seen[layer, f"{part} in"], seen.get((layer, f"{part}_norm out"), seen[layer, f"{part} in"]))
             assert torch.equal(seen.get((layer, f"{part}_post_norm in"), seen[layer, f"{part} out"]), seen[layer, f"{part} out"])

@@ -29,7 +29,7 @@ from circuitkit.patchers import Mean
 def never_wrapped(family: str, monkeypatch) -> HookedModel:
     """The same model as ``tiny_model`` gives, without nnsight from the start; only the oracle can use it."""
     monkeypatch.setattr("circuitkit.models.hooked.wrapped", lambda hf: hf)
-    model = HookedModel("never-wrapped", tiny_hf(family))
+    model = HookedModel(tiny_hf(family), name="never-wrapped")
     monkeypatch.undo()
     assert not any("forward" in vars(module) for module in model.hf.modules())
     return model
@@ -283,7 +283,7 @@ def test_accelerate_s_own_forward_comes_back(family):
     block = hf.get_submodule({"gpt2": "transformer.h.1", "llama": "model.layers.1"}[family])
     add_hook_to_module(block, hook)
     own = vars(block)["forward"]
-    model = HookedModel("placed", hf)
+    model = HookedModel(hf, name="placed")
     ids = tiny_prompts().clean
     with unwrapped(hf):
         assert vars(block)["forward"] is own
@@ -298,7 +298,7 @@ def test_a_module_s_own_forward_comes_back():
     hf = tiny_hf("gpt2")
     mlp = hf.transformer.h[1].mlp
     mlp.forward = lambda hidden_states: 2 * hidden_states
-    own, model = mlp.forward, HookedModel("changed", hf)
+    own, model = mlp.forward, HookedModel(hf, name="changed")
     expected = tiny_hf("gpt2").eval()
     expected.transformer.h[1].mlp.forward = own
     ids = tiny_prompts().clean
@@ -309,7 +309,7 @@ def test_a_module_s_own_forward_comes_back():
 
 def test_a_model_may_be_wrapped_again_and_copied():
     model = tiny_model()
-    again, copied = HookedModel("again", model.hf), HookedModel("copied", copy.deepcopy(model.hf))
+    again, copied = HookedModel(model.hf, name="again"), HookedModel(copy.deepcopy(model.hf), name="copied")
     ids = tiny_prompts().clean
     expected = tiny_hf("gpt2").eval()(ids).logits
     for one in (model, again, copied):
@@ -326,7 +326,7 @@ def test_a_model_that_somebody_else_wrapped_is_refused():
     hf = tiny_hf("gpt2")
     nnsight.NNsight(hf)
     with pytest.raises(ModelError, match=r"nnsight has wrapped the model before \(the model itself\).*load it anew"):
-        HookedModel("foreign", hf)
+        HookedModel(hf, name="foreign")
 
 
 def test_a_forward_that_was_replaced_afterwards_is_refused():
@@ -341,7 +341,7 @@ def test_a_forward_that_was_replaced_afterwards_is_refused():
 def test_a_model_is_not_wrapped_inside():
     model = tiny_model()
     with unwrapped(model.hf), pytest.raises(ModelError, match="outside of `unwrapped`"):
-        HookedModel("again", model.hf)
+        HookedModel(model.hf, name="again")
 
 
 def test_edges_from_the_fast_engine_reach_the_same_oracle():

@@ -26,9 +26,9 @@ POSITIONS = ("S1", "last")
 def halved(family: str) -> HookedModel:
     """Layers 2 and 3, the last norm and the unembedding on the second device, with the hooks by which Accelerate moves what enters them."""
     model = tiny_model(family, n_layers=4)
-    blocks = [f"{model.architecture.blocks}.{layer}" for layer in (2, 3)]
+    blocks = [model.map.blocks[layer].module for layer in (2, 3)]
     head = "lm_head" if hasattr(model.hf, "lm_head") else "embed_out"
-    for path in (*blocks, model.architecture.final_norm, head):
+    for path in (*blocks, model.map.final_norm, head):
         part = model.hf.get_submodule(path)
         for module in part.modules():
             for name, weight in list(module._parameters.items()):

@@ -148,7 +148,7 @@ def test_a_model_that_ignores_padding(ignored, dtype):
         return right(*args, **kwargs)
 
     hf.forward = forward
-    assert model_failed(HookedModel("ignores-padding", hf)) == {"padding"}
+    assert model_failed(HookedModel(hf, name="ignores-padding")) == {"padding"}
 
 
 def test_an_mlp_that_runs_twice():

@@ -40,7 +40,7 @@ def pruned(engine, threshold: float) -> list[Step]:
 
 def twin_in_float32(model: HookedModel) -> HookedModel:
     """A model of its own with the same weights, converted here."""
-    twin = tiny_model(model.architecture.family)
+    twin = tiny_model(model.map.family)
     twin.hf.load_state_dict({name: weight.float() for name, weight in model.hf.state_dict().items()})
     return twin
 

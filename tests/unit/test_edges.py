@@ -78,7 +78,7 @@ def multi_query(n_heads: int = 4) -> HookedModel:
             if parameter.ndim > 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.5 / parameter.shape[-1] ** 0.5)
     hf.requires_grad_(False)
-    return HookedModel("multi-query", hf)
+    return HookedModel(hf, name="multi-query")
 
 
 # --- By hand --------------------------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_direct_effects_of_a_linear_models_sender_sum_to_its_total_effect(by_han
 
 
 def post_norm_model(dtype: torch.dtype = torch.float32) -> HookedModel:
-    model = HookedModel("by-hand", transformers.AutoModelForCausalLM.from_config(tiny_config("olmo2", 1, 2, 2)).to(dtype))
+    model = HookedModel(transformers.AutoModelForCausalLM.from_config(tiny_config("olmo2", 1, 2, 2)).to(dtype), name="by-hand")
     hf, layer = model.hf, model.hf.model.layers[0]
     with torch.no_grad():
         for parameter in hf.parameters():
@@ -263,7 +263,7 @@ def test_the_gradient_of_an_edge_through_a_norm_behind_two_heads_by_hand():
     2 (144, -12 h) / 15^3 at h = 9: with the logit 2 (144 - 10 x 108) / 3375 a unit of h, four times that a unit of m."""
     model, ids = post_norm_model(torch.float64), torch.zeros(1, 2, dtype=torch.long)
     one = torch.ones(1, dtype=torch.long)
-    edges = EdgeUniverse(model.universe.nodes, Level.EDGE, model.is_parallel)
+    edges = EdgeUniverse(model.universe.nodes, Level.EDGE, model.map.is_parallel)
     gradients = Gradients(model, PromptSet(ids, ids + 1, one, one + 1, one - 1), Resample(), LogitDiff(), edges)
     assert gradients.grad()[edges.index("a0.h0->logits")].item() == pytest.approx(4 * 2 * (144 - 10 * 108) / 3375, rel=1e-4)
     assert gradients.grad()[edges.index("a0.h1->logits")].item() == pytest.approx((12 - 20 / 3) * 2 * (10 * 81 - 108) / 3375, rel=1e-4)

@@ -62,7 +62,7 @@ def universes(model) -> dict[str, Universe]:
 
 def edges_of(model, members=None, level=Level.EDGE_QKV) -> EdgeUniverse:
     nodes = tuple(node for node in model.universe.nodes if members is None or str(node) in members)
-    return EdgeUniverse(nodes, level, model.is_parallel)
+    return EdgeUniverse(nodes, level, model.map.is_parallel)
 
 
 def gradients(model, universe, patcher="resample", metric=None, prompts=None, **settings) -> Gradients:

@@ -52,10 +52,10 @@ class ModuleBroke(Exception):
 @pytest.mark.parametrize("patcher", ["mean_all", "conditional_group", "halfway"])
 def test_after_success(engine_class, patcher):
     model = tiny_model("llama")
-    before, fingerprint = state_of(model), HookedModel("again", model.hf).fingerprint()
+    before, fingerprint = state_of(model), HookedModel(model.hf, name="again").fingerprint()
     IterativePruning(0.5).discover(engine_class(model, solvable_prompts(model), PATCHERS[patcher], LogitDiff()), on_step=lambda step: None)
     assert same_state(before, state_of(model))
-    assert HookedModel("again", model.hf).fingerprint() == fingerprint == model.fingerprint()
+    assert HookedModel(model.hf, name="again").fingerprint() == fingerprint == model.fingerprint()
 
 
 @pytest.mark.parametrize("part", ["attention", "out_proj", "mlp"])

@@ -147,7 +147,7 @@ def test_folder_of_every_family(tmp_path, family):
     hf = save(tmp_path / family, family)
     model = load_model(str(tmp_path / family), device_map="cpu")
     assert isinstance(model, HookedModel)
-    assert (model.architecture.family, model.name, model.revision, model.dtype) == (family, family, None, torch.float32)
+    assert (model.map.family, model.name, model.revision, model.dtype) == (family, family, None, torch.float32)
     assert not model.hf.training and not any(weight.requires_grad for weight in model.hf.parameters())
     assert model.tokenizer("two one")["input_ids"] == [2, 1]
     hf.set_attn_implementation(model.hf.config._attn_implementation)

@@ -200,7 +200,7 @@ def gpt2() -> HookedModel:
         block.mlp.c_proj.weight[0, 4], block.mlp.c_proj.weight[0, 5] = 10.0, -10.0
         block.mlp.c_proj.bias[4], block.mlp.c_proj.bias[5] = 3.0, -3.0
         hf.lm_head.weight[1, 2] = hf.lm_head.weight[1, 4] = 1.0
-    return HookedModel("by-hand", hf)
+    return HookedModel(hf, name="by-hand")
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["fast", "naive"])

@@ -30,9 +30,9 @@ CONFIGS = {
 def models(family: str) -> tuple[HookedModel, HookedModel]:
     kind, config = CONFIGS[family]
     torch.manual_seed(0)
-    real = HookedModel(family, kind(copy.deepcopy(config)))
+    real = HookedModel(kind(copy.deepcopy(config)), name=family)
     with torch.device("meta"):
-        return real, HookedModel(family, kind(copy.deepcopy(config)))
+        return real, HookedModel(kind(copy.deepcopy(config)), name=family)
 
 
 def prompt_set(model: HookedModel) -> PromptSet:

@@ -9,6 +9,7 @@ from torch import nn
 
 from circuitkit.core.errors import ConfigError, ModelError
 from circuitkit.core.node import Site
+from circuitkit.models import blocks
 from circuitkit.models.attention import eager_attention
 from circuitkit.models.differentiable import edited, frozen, logits
 from circuitkit.models.hooked import HookedModel
@@ -81,7 +82,7 @@ def test_many_gradients_through_a_norm_at_once(family, rules):
     generator = torch.Generator().manual_seed(1)
     x, grads = torch.randn(4, model.d_model, generator=generator), torch.randn(5, 4, model.d_model, generator=generator)
     x[0] *= 1e-3
-    norm = model.optional(1, "attention_norm") or model.module(1, "attention_post_norm")
+    norm = blocks.norm_before(model, 1, "attention") or model.module(1, "attention_post_norm")
     with frozen(model), rules.applied(model):
         leaf = x.clone().requires_grad_()
         expected = torch.stack([torch.autograd.grad(norm(leaf), leaf, grad)[0] for grad in grads])
@@ -168,9 +169,8 @@ def test_constant_pattern(family):
 def projected(model: HookedModel, x: torch.Tensor) -> torch.Tensor:
     """Values of layer 0, differentiable."""
     read = model.module(0, "attention_norm")(x)
-    block = model.hf.get_submodule(f"{model.architecture.blocks}.0")
-    outs = [block.get_submodule(path)(read) for path in model.architecture.query_key_value]
-    if model.architecture.fused_by_head:
+    outs = [model.hf.get_submodule(path)(read) for path in dict.fromkeys(port.module for port in model.map.ports(0))]
+    if model.map.family == "gpt_neox":
         return outs[0].unflatten(-1, (model.n_heads, 3, -1))[..., 2, :]
     return (outs[0].chunk(3, -1)[2] if len(outs) == 1 else outs[2]).unflatten(-1, (model.n_kv_heads, -1))
 
@@ -183,10 +183,10 @@ def test_halved_attention_products(family):
     for name, rules in (("plain", Rules()), ("halved", Rules(attention_halves=True))):
         outs = []
         handles = [
-            model.hf.get_submodule(f"{model.architecture.blocks}.0.{path}").register_forward_hook(
+            model.hf.get_submodule(path).register_forward_hook(
                 lambda module, args, out, outs=outs: outs.append(out.detach().requires_grad_()) or outs[-1]
             )
-            for path in model.architecture.query_key_value
+            for path in dict.fromkeys(port.module for port in model.map.ports(0))
         ]
         try:
             with frozen(model), rules.applied(model):

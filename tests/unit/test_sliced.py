@@ -78,9 +78,9 @@ def test_flops_of_a_mask_are_those_of_the_heads_that_are_in(always, monkeypatch)
 @pytest.mark.parametrize("patcher", [Mean(), Mean("conditional"), Zero()], ids=["plain", "conditional", "zero"])
 def test_a_dry_run_counts_the_same(always, patcher):
     config = GPT2Config(n_layer=3, n_head=4, n_embd=32, vocab_size=60, bos_token_id=0, eos_token_id=0)
-    real = HookedModel("gpt2", GPT2LMHeadModel(copy.deepcopy(config)))
+    real = HookedModel(GPT2LMHeadModel(copy.deepcopy(config)), name="gpt2")
     with torch.device("meta"):
-        shape = HookedModel("gpt2", GPT2LMHeadModel(copy.deepcopy(config)))
+        shape = HookedModel(GPT2LMHeadModel(copy.deepcopy(config)), name="gpt2")
     prompts = tiny_prompts(6, 8, 1, 0)
     masks = torch.rand(5, len(real.universe), generator=torch.Generator().manual_seed(0)) < 0.4
     counted = []

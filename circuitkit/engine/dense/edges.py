@@ -27,6 +27,7 @@ from circuitkit.engine.dense.blend import accumulator, blend
 from circuitkit.engine.dense.chunks import by_chunks, token_slices
 from circuitkit.engine.dense.senders import Differences, HeadMatrices
 from circuitkit.engine.dense.values import PatchedValues
+from circuitkit.engine.edges.possible import check_streams
 from circuitkit.engine.featurizing import Place
 from circuitkit.models import blocks, differentiable
 from circuitkit.models.blocks import Part, norm_before, norm_behind, reader
@@ -68,6 +69,7 @@ class DenseEdges(DensePass):
     """
 
     def __init__(self, model: HookedModel, prompts: PromptSet, patcher: Patcher, universe: EdgeUniverse, outside: Patcher) -> None:
+        check_streams(model, "Gradients of edges")
         self._model = model
         self._prompts = prompts
         layers = range(model.n_layers)
@@ -279,7 +281,7 @@ class DenseEdges(DensePass):
 
     @property
     def _final_norm(self) -> torch.nn.Module:
-        norm: torch.nn.Module = self._model.hf.get_submodule(self._model.architecture.final_norm)
+        norm: torch.nn.Module = self._model.final_norm or self._model.unembedding
         return norm
 
     def _found(self, universe: EdgeUniverse) -> dict[tuple[str, int], Reading]:

@@ -63,6 +63,7 @@ class Gradients:
                 f"Gradients are taken of answers of one token, and these prompts have answers of up to {prompts.n_scored} tokens. Score "
                 "masks with the packed engine, or give answers of one token."
             )
+        prompts.require_last("A gradient")
         if not metric.differentiable:
             raise MeasurementError(
                 f"{metric.name} counts, so it has no gradient. Take a metric that is a smooth function of the logits, such as logit_diff, "

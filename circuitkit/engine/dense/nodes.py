@@ -101,4 +101,5 @@ def _slots(model: HookedModel, universe: NodeUniverse, kind: Kind) -> Iterable[t
     layers, slots, spans = where.T
     for layer in layers.unique().tolist():
         here = layers == layer
-        yield (SITES[kind], layer), Slots(places[here], slots[here], spans[here], widths.get(kind, 1))
+        site = Site.ATTN_OUT if kind is Kind.ATTENTION and model.map.blocks[layer].is_mixer else SITES[kind]
+        yield (site, layer), Slots(places[here], slots[here], spans[here], widths.get(kind, 1))

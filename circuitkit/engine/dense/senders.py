@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from circuitkit.engine.dense.blend import accumulator
 from circuitkit.models import blocks
+from circuitkit.models.columns import heads_in
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.linear import readers, writers
 from circuitkit.models.norms import Slope
@@ -85,12 +86,11 @@ class HeadMatrices:
 
     def _joint(self, layer: int, port: int) -> Callable[[Tensor], Tensor] | None:
         """What makes the queries or keys of all heads where a norm of them together is behind the projection; None where none is."""
-        norms = blocks.joint_norms(self._model, layer)
-        norm = norms[port] if len(norms) == 3 else None
+        norm, found = blocks.joint_norms(self._model, layer)[port], self._model.map.ports(layer)[port]
         if norm is None:
             return None
-        projection = blocks.projections(self._model, layer)[port]
-        return lambda read: norm(projection(read)).unflatten(-1, (-1, self._model.d_head))
+        projection = self._model.hf.get_submodule(found.module)
+        return lambda read: heads_in(norm(projection(read)), found)
 
     def _slots(self, layer: int, n_slots: int) -> list[int]:
         """Which of so many slices of queries or keys each head has."""

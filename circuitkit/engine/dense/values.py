@@ -90,7 +90,8 @@ class PatchedValues:
     def _patched(self, place: Place, act: Tensor, source: Tensor | None) -> Tensor:
         site, layer = place
         if site is not Site.Z:
-            node = {Site.EMBED: INPUT, Site.MLP_OUT: Node.of_mlp(layer)}.get(site) or all_of(place)
+            nodes = {Site.EMBED: INPUT, Site.MLP_OUT: Node.of_mlp(layer), Site.ATTN_OUT: Node.of_attention(layer)}
+            node = nodes.get(site) or all_of(place)
             return self._patcher.value(act, source, node)
         sources = [None] * act.shape[-2] if source is None else source.unbind(-2)
         both = zip(act.unbind(-2), sources, strict=True)

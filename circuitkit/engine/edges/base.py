@@ -21,6 +21,7 @@ from circuitkit.core.node import Edge, Level
 from circuitkit.core.prompts import PromptSet
 from circuitkit.core.shapes import CleanLogits
 from circuitkit.engine.base import WHOLE, Baseline, Engine, Share
+from circuitkit.engine.edges.possible import check_streams
 from circuitkit.engine.nodes import NodeEngine
 from circuitkit.patchers.base import Patcher
 
@@ -80,6 +81,7 @@ class EdgeEngine(Engine):
         model = engine.model
         if engine.universe.spans:
             raise CircuitError("Edges are between whole components, and this engine has components at positions. Leave positions out.")
+        check_streams(model, "Edges")
         circuit = Circuit.of(model.universe, model.universe.full(), model=model.name) if circuit is None else circuit
         circuit.check_fits(model.n_layers, model.n_heads, model.name)
         if mlps not in ("recompute", "freeze"):
@@ -89,7 +91,7 @@ class EdgeEngine(Engine):
         self.mask: Bool[Tensor, " node"] = circuit.mask(engine.universe)
         if not self.mask.any():
             raise CircuitError("The circuit is empty, so there are no edges in it. Take another one.")
-        universe = EdgeUniverse(circuit.nodes, Level(level), model.is_parallel)
+        universe = EdgeUniverse(circuit.nodes, Level(level), model.map.is_parallel)
         super().__init__(model, engine.prompts, patcher or engine.patcher, engine.metric, universe)
         self.engine = engine
         self.circuit = circuit

@@ -110,7 +110,7 @@ class EdgePasses:
 
     def scored(self, resid: Resid) -> Float[Tensor, "row some d_model"]:
         """The positions that are scored, which are all that the logits there depend on behind the last layer."""
-        return resid[:, -self._engine.prompts.n_scored :]
+        return resid[:, -self._engine.prompts.n_kept :]
 
     def measured(self, logits: Float[Tensor, "row *step d_vocab"], rows: slice) -> Values:
         return self._engine.measure(logits.unflatten(0, (-1, rows.stop - rows.start)), rows)

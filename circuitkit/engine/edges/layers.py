@@ -94,16 +94,16 @@ class CircuitLayers:
             rows: The prompts.
             z: What the heads of that layer give; None to compute it.
         """
-        n_scored = self._prompts.n_scored
+        n_kept = self._prompts.n_kept
         for index in range(layer, self.model.n_layers):
             resid = resid.to(self.model.device_of(index))
             z = self.z(index, self.projections(index, resid), rows, len(resid)) if z is None else z
             if index == self.model.n_layers - 1 and self.skip:  # later positions read earlier ones through attention alone
-                resid, z = resid[:, -n_scored:], z[:, -n_scored:]
+                resid, z = resid[:, -n_kept:], z[:, -n_kept:]
             mid, attention = self.mid(index, resid, z)
             resid = self.summed(resid, attention, self.added(index, "mlp", self.mlp(index, mid, rows)))
             z = None
-        return self._prompts.scored(self.model.unembed(resid[:, -n_scored:]))
+        return self._prompts.scored(self.model.unembed(resid[:, -n_kept:]), rows)
 
     def projections(self, layer: int, resid: Resid) -> Projections | None:
         """Queries, keys and values; None where nobody needs them."""
@@ -144,7 +144,7 @@ class CircuitLayers:
     def mid(self, layer: int, resid: Resid, z: Heads) -> tuple[Resid, Resid]:
         """The residual stream that the MLP reads, and what the attention adds to it."""
         attention = self.added(layer, "attention", self.model.project(layer, z))
-        return (resid if self.model.is_parallel else resid + attention), attention
+        return (resid if self.model.map.is_parallel else resid + attention), attention
 
     def mlp(self, layer: int, mid: Resid, rows: slice) -> Resid:
         """What the MLP of a layer gives, after replacement."""
@@ -157,7 +157,7 @@ class CircuitLayers:
 
     def summed(self, resid: Resid, attention: Resid, mlp: Resid) -> Resid:
         """What leaves a layer, summed in the order in which transformers does."""
-        return mlp + attention + resid if self.model.is_parallel else resid + attention + mlp
+        return mlp + attention + resid if self.model.map.is_parallel else resid + attention + mlp
 
     def given(self, layer: int, kind: Kind, act: Heads | Resid) -> Resid:
         """What the attention gives of its heads' outputs, or an MLP as it is: before any norm behind them."""

@@ -14,6 +14,7 @@ from circuitkit.core.node import Kind, Node, Site
 from circuitkit.engine.featurizing import Featurizers, Place
 from circuitkit.models.blocks import Part, norm_behind
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.model_map import put, taken
 from circuitkit.patchers.base import Patcher
 
 Encoded = tuple[Tensor, Tensor]
@@ -35,9 +36,7 @@ def changed(model: HookedModel, place: Place, change: Change) -> Iterator[None]:
         return change(args[0], None), *args[1:]
 
     def at_output(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-        if isinstance(out, tuple):  # an attention gives its pattern too
-            return change(out[0], None), *out[1:]
-        return change(out, args[0] if args else None)
+        return put(out, item, change(taken(out, item), args[0] if args else None))
 
     def at_norm_of_mlp(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return change(out, read[-1])
@@ -46,8 +45,11 @@ def changed(model: HookedModel, place: Place, change: Change) -> Iterator[None]:
         read[:] = args
 
     read: list[Tensor] = []
+    block = model.map.blocks[layer]
     parts: dict[Site, Part] = {Site.ATTN_OUT: "attention", Site.MLP_OUT: "mlp"}
     norm = norm_behind(model, layer, parts[site]) if site in parts else None
+    addend = block.part(parts[site]) if site in parts else None
+    item = None if norm is not None else block.item if addend is None else addend.item
     if site is Site.MLP_ACT:
         handles = [model.module(layer, "mlp_out_proj").register_forward_pre_hook(at_input)]
     elif norm is not None and site is Site.ATTN_OUT:
@@ -57,7 +59,7 @@ def changed(model: HookedModel, place: Place, change: Change) -> Iterator[None]:
     elif site in parts:
         handles = [model.module(layer, parts[site]).register_forward_hook(at_output)]
     else:
-        handles = [model.hf.get_submodule(f"{model.architecture.blocks}.{layer}").register_forward_hook(at_output)]
+        handles = [model.module(layer, "block").register_forward_hook(at_output)]
     try:
         yield
     finally:

@@ -22,7 +22,8 @@ from circuitkit.engine.base import WHOLE, Share
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.models.bare import unwrapped
-from circuitkit.models.blocks import norm_before, norm_behind, reader
+from circuitkit.models.blocks import joint_norms, norm_behind, read, reader
+from circuitkit.models.columns import by_module, columns_of
 
 
 @dataclass
@@ -219,9 +220,9 @@ class ReferenceEdges(EdgeEngine):
             stack.enter_context(self._nodes.replaced(self._removed, self._rows, ids))
             for layer in range(model.n_layers):
                 stack.enter_context(self._layer(layer, given, seen))
-            final = model.hf.get_submodule(model.architecture.final_norm)
+            final = model.final_norm or model.unembedding
             stack.enter_context(_before(final, self._reading(("logits", 0), given, seen)))
-            seen.logits = self._nodes.forward(ids)
+            seen.logits = self._nodes.forward(ids, self._rows)
         return seen
 
     @contextmanager
@@ -243,7 +244,7 @@ class ReferenceEdges(EdgeEngine):
             seen.mlp[layer] = given.mlp.get(Node.of_mlp(layer), out)
             return seen.mlp[layer]
 
-        block = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}")
+        block = model.module(layer, "block")
         with ExitStack() as stack:
             stack.enter_context(_before(block, enter))
             stack.enter_context(_before(reader(model, layer, "attention"), self._reading(("heads", layer), given, seen)))
@@ -251,8 +252,11 @@ class ReferenceEdges(EdgeEngine):
             stack.enter_context(_before(reader(model, layer, "mlp"), self._reading(("mlp", layer), given, seen)))
             handles = [model.module(layer, "mlp").register_forward_hook(mlp)]
             if given.ports is not None and given.ports[0] == layer:
-                for path in model.architecture.query_key_value:
-                    handles.append(block.get_submodule(path).register_forward_hook(self._port_hook(path, *given.ports)))
+                for path, places in by_module(model.map.ports(layer)).items():
+                    norm = joint_norms(model, layer)[places[0]]
+                    for module in (model.hf.get_submodule(path), norm):
+                        if module is not None:
+                            handles.append(module.register_forward_hook(self._port_hook(layer, path, norm, given.ports[1])))
             try:
                 yield
             finally:
@@ -266,25 +270,20 @@ class ReferenceEdges(EdgeEngine):
 
         return read
 
-    def _port_hook(self, path: str, layer: int, ports: dict[str, Tensor]) -> Any:
-        """A hook on a projection that gives what it makes of other streams."""
-        architecture, n_heads = self.engine.model.architecture, self.engine.model.n_heads
-        paths, norm = architecture.query_key_value, norm_before(self.engine.model, layer, "attention")
-        before = nn.Identity() if norm is None else norm
+    def _port_hook(self, layer: int, path: str, norm: nn.Module | None, ports: dict[str, Tensor]) -> Any:
+        """A hook on a projection, or on the norm of all heads behind it, that gives what it makes of other streams."""
+        model = self.engine.model
+        found = model.map.ports(layer)
 
         def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-            new: dict[str, Tensor] = {port: module.forward(before.forward(read)) for port, read in ports.items()}
-            if len(paths) == 3:
-                return new.get(PORTS[paths.index(path)], out)
-            if architecture.fused_by_head:
-                out = out.unflatten(-1, (n_heads, 3, -1)).clone()
-                for port, value in new.items():
-                    out[..., PORTS.index(port), :] = value.unflatten(-1, (n_heads, 3, -1))[..., PORTS.index(port), :]
-                return out.flatten(-3)
-            parts = list(out.chunk(3, -1))
-            for port, value in new.items():
-                parts[PORTS.index(port)] = value.chunk(3, -1)[PORTS.index(port)]
-            return torch.cat(parts, -1)
+            out = out.clone()
+            for port, stream in ports.items():
+                projection = found[PORTS.index(port)]
+                if projection.module == path:
+                    new = model.hf.get_submodule(path).forward(read(model, layer, "attention", stream))
+                    columns = columns_of(projection)
+                    out[..., columns] = (norm.forward(new) if module is norm else new)[..., columns]
+            return out
 
         return hook
 

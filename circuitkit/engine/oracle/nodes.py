@@ -25,6 +25,7 @@ from circuitkit.engine.oracle import coordinates
 from circuitkit.metrics.base import Metric
 from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.model_map import Addend
 from circuitkit.patchers.base import Patcher
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class ReferenceEngine(NodeEngine):
             sources = self._sources_for(removed)
             for rows in self.slices():
                 with self._replaced(removed, sources, rows, self.prompts.clean):
-                    logits = self.forward(self.unpadded(self.prompts.clean, rows))
+                    logits = self.forward(self.unpadded(self.prompts.clean, rows), rows)
                 yield torch.tensor([index]), rows, logits[None]  # with no hook left: the caller may run the model
 
     def on(self, prompts: PromptSet) -> ReferenceEngine:
@@ -73,15 +74,17 @@ class ReferenceEngine(NodeEngine):
         return ReferenceEdges(self, circuit, **options)
 
     def clean_logits(self) -> CleanLogits:
-        return torch.cat([self.forward(self.unpadded(self.prompts.clean, rows)) for rows in self.slices()])
+        return torch.cat([self.forward(self.unpadded(self.prompts.clean, rows), rows) for rows in self.slices()])
 
-    def forward(self, ids: Tensor) -> CleanLogits:
-        """Logits of the model with the hooks that it has now, at the last position, float32; nnsight has no part in it.
+    def forward(self, ids: Tensor, rows: slice) -> CleanLogits:
+        """Logits of the model with the hooks that it has now, at the scored position, float32; nnsight has no part in it.
 
-        ``ids`` have no padding.
+        Args:
+            ids: Token ids of some prompts, without padding.
+            rows: Which prompts.
         """
         with torch.no_grad(), unwrapped(self.model.hf):
-            return self.prompts.scored(self.model.hf(ids.to(self.model.device), use_cache=False).logits)
+            return self.prompts.scored(self.model.forward(ids), rows)
 
     def slices(self) -> Iterator[slice]:
         """The prompts, in passes of neighbours of equal length: here nothing is ever padded."""
@@ -115,7 +118,7 @@ class ReferenceEngine(NodeEngine):
                     stack.enter_context(self._recorded(layer, seen))
                 for place in self.featurizers:
                     stack.enter_context(coordinates.changed(self.model, place, coordinates.record(self.featurizers, place, encoded)))
-                self.forward(self.unpadded(self.prompts.corrupt, rows))
+                self.forward(self.unpadded(self.prompts.corrupt, rows), rows)
         for place, parts in encoded.items():
             features, errors = zip(*((self.padded(one), self.padded(other)) for one, other in parts), strict=True)
             self._encoded[place] = self._pooled(torch.cat(features)), self._pooled(torch.cat(errors))
@@ -143,13 +146,20 @@ class ReferenceEngine(NodeEngine):
             for head, act in enumerate(args[0].unflatten(-1, (n_heads, -1)).unbind(-2)):
                 seen.setdefault(Node.of_head(layer, head), []).append(act)
 
-        def mlp_hook(module: Any, args: Any, out: Tensor) -> None:
-            seen.setdefault(Node.of_mlp(layer), []).append(out)
+        def output_hook(node: Node, addend: Addend) -> Any:
+            def hook(module: Any, args: Any, out: Any) -> None:
+                seen.setdefault(node, []).append(addend.of(out))
 
-        handles = [
-            self.model.module(layer, "out_proj").register_forward_pre_hook(z_hook),
-            self.model.module(layer, "mlp").register_forward_hook(mlp_hook),
-        ]
+            return hook
+
+        block, handles = self.model.map.blocks[layer], []
+        if block.heads is not None:
+            handles.append(self.model.module(layer, "out_proj").register_forward_pre_hook(z_hook))
+        elif block.attention is not None:
+            hook = output_hook(Node.of_attention(layer), block.attention)
+            handles.append(self.model.module(layer, "attention").register_forward_hook(hook))
+        if block.mlp is not None:
+            handles.append(self.model.module(layer, "mlp").register_forward_hook(output_hook(Node.of_mlp(layer), block.mlp)))
         try:
             yield
         finally:
@@ -168,12 +178,16 @@ class ReferenceEngine(NodeEngine):
         try:
             for layer in {node.layer for node in removed}:
                 heads = [node for node in removed if node.layer == layer and node.kind is Kind.HEAD]
-                mlps = [node for node in removed if node.layer == layer and node.kind is Kind.MLP]
+                block = self.model.map.blocks[layer]
+                wholes = (("attention", Kind.ATTENTION, block.attention), ("mlp", Kind.MLP, block.mlp))
                 if heads:
                     hook = self._z_hook(heads, sources, rows)
                     handles.append(self.model.module(layer, "out_proj").register_forward_pre_hook(hook))
-                if mlps:
-                    handles.append(self.model.module(layer, "mlp").register_forward_hook(self._mlp_hook(mlps, sources, rows)))
+                for part, kind, addend in wholes:
+                    nodes = [node for node in removed if node.layer == layer and node.kind is kind]
+                    if nodes and addend is not None:
+                        hook = self._output_hook(nodes, addend, sources, rows)
+                        handles.append(self.model.module(layer, part).register_forward_hook(hook))
             with ExitStack() as stack:
                 for place in self.featurizers:
                     nodes = [node for node in removed if node.kind in coordinates.KINDS and (node.site, node.layer) == place]
@@ -185,8 +199,8 @@ class ReferenceEngine(NodeEngine):
                 handle.remove()
 
     def _parts(self, node: Node) -> list[Node]:
-        """The heads of a whole attention; any other node alone."""
-        if node.kind is not Kind.ATTENTION:
+        """The heads of a whole attention; any other node alone, a mixer among them."""
+        if node.kind is not Kind.ATTENTION or self.model.map.blocks[node.layer].is_mixer:
             return [node]
         heads = [Node.of_head(node.layer, head) for head in range(self.model.n_heads)]
         return heads if node.span is None else [head.at(node.span) for head in heads]
@@ -211,12 +225,12 @@ class ReferenceEngine(NodeEngine):
 
         return hook
 
-    def _mlp_hook(self, mlps: list[Node], sources: dict[Node, Tensor], rows: slice) -> Any:
-        def hook(module: Any, args: Any, old: Tensor) -> Tensor:
-            out = old
-            for node in mlps:
+    def _output_hook(self, nodes: list[Node], addend: Addend, sources: dict[Node, Tensor], rows: slice) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            old = out = addend.of(output)
+            for node in nodes:
                 out = self._value(node, old, out, sources, rows)
-            return out
+            return addend.within(output, out)
 
         return hook
 

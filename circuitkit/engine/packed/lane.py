@@ -74,7 +74,8 @@ class Lane:
         window = sliding_window(model)
         # The causal cone: positions before the first edit are not computed again, only attended to.
         # Its keys and values are those of all heads, whichever masks come later.
-        self.cone = skip and not corrupt and (prefix > 0 or bool(layout.universe.spans)) and (window is None or window > ids.shape[1])
+        possible = model.map.causal and model.map.caches and (window is None or window > ids.shape[1])
+        self.cone = skip and not corrupt and (prefix > 0 or bool(layout.universe.spans)) and possible
         self._sliced = None if self.cone else sliced
 
     def run(
@@ -170,7 +171,7 @@ class Lane:
         cut: int = 0,
     ) -> PackedPass:
         edits = Edits(self._layout, masks, rows, cut)
-        z = self.trunk.z(entry, rows, live_heads(edits.heads(entry)))
+        z = self.trunk.z(entry, rows, live_heads(edits.heads(entry)))  # None for a mixer, whose inside nobody holds
         return PackedPass(
             self._model,
             edits,
@@ -181,7 +182,8 @@ class Lane:
             entry_z=None if z is None else z[:, cut:],
             entry_out=lambda: self.trunk.out(entry, rows),
             sliced=self._sliced,
-            narrow=narrow and self._prompts.n_scored == 1,  # one position is added to the stream of all of them by broadcasting
+            # One position is added to the stream of all of them by broadcasting.
+            narrow=narrow and self._prompts.n_kept == 1 and self._model.map.causal,
             watch=watch,
             see_mlp=see_mlp,
             cut=cut,
@@ -207,18 +209,18 @@ class Lane:
         if resid is not None:
             resid = resid[:, cut:].repeat(n_masks, 1, 1)
         ids = self._ids[rows, cut:].repeat(n_masks, 1)
-        keep = self._prompts.n_scored
+        keep = self._prompts.n_kept
         logits = self._model.run(ids, visit, start=entry, resid=resid, stop=stop, keep=keep, gather=stop is None, tokens=tokens, **inputs)
         last = self._model.n_layers if stop is None else stop + 1
         self._work.add(len(ids), last - entry, ids.shape[1], corrupt=self._corrupt)
-        return None if logits is None else self._prompts.scored(logits)
+        return None if logits is None else self._prompts.scored(logits, rows)
 
     def _cuts(self, masks: Masks) -> Int[Tensor, " mask"]:
         """For each mask the first position that has to be computed."""
         n_pos = self._ids.shape[1]
         if not (self.cone and self.trunk.has_all_keys_values):
             return torch.zeros(len(masks), dtype=torch.long)
-        return self._layout.first_position(masks, self.trunk.mask).clamp(min=self._prefix, max=n_pos - self._prompts.n_scored)
+        return self._layout.first_position(masks, self.trunk.mask).clamp(min=self._prefix, max=n_pos - self._prompts.n_kept)
 
     def _worth_holding(self, masks: Masks, base: Bool[Tensor, " node"], firsts: Int[Tensor, " mask"]) -> int:
         """The layer up to which it pays to hold the states under ``base``."""
@@ -226,7 +228,7 @@ class Lane:
         shared = int(firsts.sort().values[-2:][0])
         if self.cone:
             n_pos, last = self._ids.shape[1], self._model.n_layers - 1
-            cuts = self._layout.first_position(masks, base).clamp(min=self._prefix, max=n_pos - self._prompts.n_scored)
+            cuts = self._layout.first_position(masks, base).clamp(min=self._prefix, max=n_pos - self._prompts.n_kept)
             saved = ((last + 1 - firsts) * cuts).sum().item() / n_pos
             if saved > last - max(shared, self.trunk.valid_until(base)):
                 return last

@@ -63,10 +63,12 @@ class Layout:
         span_at: For every prompt and position the span that covers it, or ``len(universe.spans)`` where none does; None when units cover
             all positions.
         coordinates: Where the neurons and features at each place lie.
+        n_slots: How many heads a layer has at most; one for a model of mixers alone.
     """
 
     def __init__(self, universe: NodeUniverse, prompts: PromptSet) -> None:
         self.universe = universe
+        self.n_slots = _n_slots(universe)
         self.span_at: Int[Tensor, "prompt pos"] | None = _span_table(universe, prompts) if universe.spans else None
         self._places = _component_places(universe)
         self.coordinates = _coordinate_places(universe)
@@ -114,7 +116,7 @@ class Edits:
     def __init__(self, layout: Layout, masks: Masks, rows: slice, cut: int = 0) -> None:
         self.n_masks = len(masks)
         self._by_row = False
-        self._n_heads = layout.universe.n_heads
+        self._n_heads = layout.n_slots
         self._units = layout.components(masks)
         self._coordinates = layout.coordinates
         self._masks = masks
@@ -129,7 +131,7 @@ class Edits:
         return edits
 
     def heads(self, layer: int) -> Bool[Tensor, "mask prompt pos head"]:
-        """True where a head's output is kept. Axes that make no difference have length 1."""
+        """True where a head's output is kept; for a mixer all say the same. Axes that make no difference have length 1."""
         return self._spread(self._units[:, layer, : self._n_heads]).permute(0, 2, 3, 1)
 
     def mlp(self, layer: int) -> Bool[Tensor, "mask prompt pos"]:
@@ -159,9 +161,13 @@ class Edits:
         return torch.cat([units, uncovered], -1)[..., self._span_at]
 
 
+def _n_slots(universe: NodeUniverse) -> int:
+    return max(1, universe.n_heads)
+
+
 def _component_places(universe: NodeUniverse) -> Int[Tensor, "layer component span"]:
     """The place in a mask of each head, and behind them of the MLP, of every layer; one past the last for what is no unit."""
-    n_heads, n_spans = universe.n_heads, max(1, len(universe.spans))
+    n_heads, n_spans = _n_slots(universe), max(1, len(universe.spans))
     table = torch.full((universe.n_layers, n_heads + 1, n_spans), len(universe))
     places, where = universe.places_of(Kind.ATTENTION)
     table[where[:, 0], :n_heads, where[:, 2]] = places[:, None]

@@ -75,19 +75,21 @@ class PackedPass:
         self._dead_out = {
             index: self._narrowed(index, replacements.attention_out(index, rows)[:, cut:])
             for index in range(entry, model.n_layers)
-            if skip and not edits.heads(index).any()
+            if skip and model.map.blocks[index].attention is not None and not edits.heads(index).any()
         }
         self._entry_out = None if entry_z is None or entry in self._dead_out else self._attention_from(entry_z, entry_out)
 
     def __call__(self, layer: Layer) -> None:
         if self._watch is not None:
             self._watch.see(layer)
-        index = layer.index
-        known = self._rows_of(self._dead_out[index]) if index in self._dead_out else self._entry_out if index == self._entry else None
-        if known is None:
-            self._heads(layer)
-        self._attention(layer, known)
-        self._mlp(layer)
+        if layer.block.attention is not None:
+            index = layer.index
+            known = self._rows_of(self._dead_out[index]) if index in self._dead_out else self._entry_out if index == self._entry else None
+            if known is None:
+                self._mixer(layer) if layer.block.heads is None else self._heads(layer)
+            self._attention(layer, known)
+        if layer.block.mlp is not None:
+            self._mlp(layer)
         self._stream(layer)
 
     def _attention(self, layer: Layer, known: Float[Tensor, "row some d_model"] | None) -> None:
@@ -100,6 +102,14 @@ class PackedPass:
             layer.skip_attention(known if out is None else out)
         elif out is not None:
             layer.attention_added = out
+
+    def _mixer(self, layer: Layer) -> None:
+        """A mixer is one unit, kept or replaced as a whole. It reads all positions, so that nothing of it can be left out."""
+        keep = self._edits.heads(layer.index)[..., 0]
+        if not keep.all():
+            out = layer.attention_out.unflatten(0, (self._edits.n_masks, self._n_prompts))
+            value = self._replacements.mixer(layer.index, out, self._rows)[..., self._cut :, :].to(out.device)
+            layer.attention_out = torch.where(keep.unsqueeze(-1).to(out.device), out, value).flatten(0, 1)
 
     def _heads(self, layer: Layer) -> None:
         index = layer.index

@@ -26,15 +26,20 @@ class Collected:
 
     Attributes:
         heads: A layer's head outputs.
+        mixers: The output of a layer's mixer.
         mlps: A layer's MLP output.
         means: Means of the coordinates at each place of neurons or features.
         runs: The activation at each such place.
     """
 
     heads: dict[int, Float[Tensor, "entry pos head d_head"]] = field(default_factory=dict)
+    mixers: dict[int, Float[Tensor, "entry pos d_model"]] = field(default_factory=dict)
     mlps: dict[int, Float[Tensor, "entry pos d_model"]] = field(default_factory=dict)
     means: dict[Place, Source] = field(default_factory=dict)
     runs: dict[Place, Seen] = field(default_factory=dict)
+
+
+_COMPONENTS = ("heads", "mixers", "mlps")
 
 
 def entries(needs: Needs, prompts: PromptSet) -> Int[Tensor, " prompt"]:
@@ -113,12 +118,16 @@ class Collector:
                 seen.update(self._told(place, Seen(read_site(layer, site), read)))
 
         def visit(layer: Layer) -> None:
-            seen["heads", (Site.Z, layer.index)] = layer.z
+            if layer.block.heads is not None:
+                seen["heads", (Site.Z, layer.index)] = layer.z
+            elif layer.block.attention is not None:
+                seen["mixers", (Site.ATTN_OUT, layer.index)] = layer.attention_out
             see(layer, Site.ATTN_OUT)
-            read = read_by_mlp(layer, self._featurizers)
-            see(layer, Site.MLP_ACT)
-            seen["mlps", (Site.MLP_OUT, layer.index)] = layer.mlp_out
-            see(layer, Site.MLP_OUT, read)
+            if layer.block.mlp is not None:
+                read = read_by_mlp(layer, self._featurizers)
+                see(layer, Site.MLP_ACT)
+                seen["mlps", (Site.MLP_OUT, layer.index)] = layer.mlp_out
+                see(layer, Site.MLP_OUT, read)
             see(layer, Site.RESID_POST)
 
         self._model.run(self._prompts.corrupt[rows], visit, stop=self._model.n_layers - 1, **self._prompts.padding(rows))
@@ -139,11 +148,10 @@ class Collector:
         """What was kept."""
         found = {key: torch.cat(pieces) for key, pieces in self._parts.items()}
         for (part, place), total in self._sums.items():
-            found[part, place] = total.value(self._model.dtype if part in ("heads", "mlps") else torch.float32)
+            found[part, place] = total.value(self._model.dtype if part in _COMPONENTS else torch.float32)
         places = {place for _, place in found if place in self._featurizers}
         return Collected(
-            heads={layer: act for (part, (_, layer)), act in found.items() if part == "heads"},
-            mlps={layer: act for (part, (_, layer)), act in found.items() if part == "mlps"},
+            **{name: {layer: act for (part, (_, layer)), act in found.items() if part == name} for name in _COMPONENTS},
             means={at: Source(found["coordinates", at], found["error", at]) for at in places if ("error", at) in found},
             runs={at: Seen(found["act", at], found.get(("read", at))) for at in places if ("act", at) in found},
         )
@@ -180,22 +188,23 @@ class Replacements:
         self._entries = entries(patcher.needs, prompts)
         self._positions: Int[Tensor, " pos"] | None = None
         self._heads: dict[int, Tensor] = {}
+        self._mixers: dict[int, Tensor] = {}
         self._mlps: dict[int, Tensor] = {}
         self._outs: dict[int, Tensor] = {}
         means, runs = collected.means, collected.runs
         self.coordinates = CoordinateEdits(featurizers or {}, patcher, means, runs, self._entries, prompts.n_pos)
 
     def make(self, universe: NodeUniverse) -> None:
-        """Makes the values of all heads and MLPs of a universe at once, for patchers that do not read the activation.
+        """Makes the values of all heads, mixers and MLPs of a universe at once, for patchers that do not read the activation.
 
         A pass makes those that it lacks. Here they are made before all passes, where whoever runs them is still near on the stack.
         """
         if self._patcher.reads_activation:
             return
-        for layer in range(self._model.n_layers):
-            if universe.kinds & {Kind.HEAD, Kind.ATTENTION}:
-                self.heads(layer, None, slice(0, 1))
-            if Kind.MLP in universe.kinds and layer not in self._mlps:
+        for layer, block in enumerate(self._model.map.blocks):
+            if block.attention is not None and universe.kinds & {Kind.HEAD, Kind.ATTENTION}:
+                (self.mixer if block.is_mixer else self.heads)(layer, None, slice(0, 1))
+            if block.mlp is not None and Kind.MLP in universe.kinds and layer not in self._mlps:
                 self._mlps[layer] = self.mlp_from(layer, self._collected.mlps.get(layer))
 
     def heads(
@@ -209,7 +218,7 @@ class Replacements:
             assert z is not None
             acts, source = z, None if source is None else self._pick(source, rows).expand_as(z)
         else:
-            acts = self._blank(layer, source, (self._model.n_heads, self._model.d_head))
+            acts = self._blank(layer, source, (self._model.n_heads, self._model.d_heads // self._model.n_heads))
         made = []
         for head in range(self._model.n_heads):  # here and not in a function of its own: someone debugs a patcher from this stack
             of_head = None if source is None else source[..., head, :]
@@ -233,8 +242,24 @@ class Replacements:
             self._mlps[layer] = self.mlp_from(layer, self._collected.mlps.get(layer))
         return self._pick(self._mlps[layer], rows, axis=self._mlps[layer].ndim - 3)
 
+    def mixer(
+        self, layer: int, out: Float[Tensor, "mask prompt pos d_model"] | None, rows: slice
+    ) -> Float[Tensor, "*any_mask #prompt all_pos d_model"]:
+        """Values for the mixer of a layer, likewise."""
+        site = Node.of_attention(layer)
+        if self._patcher.reads_activation:
+            assert out is not None
+            source = self._collected.mixers.get(layer)
+            return self._patcher.value(out, None if source is None else self._pick(source, rows).expand_as(out), site)
+        if layer not in self._mixers:
+            source = self._collected.mixers.get(layer)
+            self._mixers[layer] = self._patcher.value(self._blank(layer, source, (self._model.d_model,)), source, site)
+        return self._pick(self._mixers[layer], rows)
+
     def attention_out(self, layer: int, rows: slice) -> Float[Tensor, "prompt pos d_model"]:
-        """What an attention adds to the residual stream when all its heads are replaced, for patchers that do not read the activation."""
+        """What an attention gives when all its heads are replaced, or a mixer that is, for patchers that do not read the activation."""
+        if self._model.map.blocks[layer].is_mixer:
+            return self.mixer(layer, None, rows)
         if layer not in self._outs:
             self.heads(layer, None, rows)
             self._outs[layer] = self._model.project(layer, self._heads[layer])

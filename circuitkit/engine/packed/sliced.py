@@ -45,10 +45,10 @@ class SlicedAttention:
         read_heads = self._slices.read_heads(heads)
         queries = self._slices.queries(layer.index, heads, read[:, -1:] if last else read)
         keys, values = self._slices.keys_values(layer.index, read_heads, read)
-        shape = *read.shape[:2], self._model.n_heads, self._model.d_head
-        queries = _spread(queries, heads, shape)
-        shape = *read.shape[:2], self._model.n_kv_heads, self._model.d_head
-        layer.skip_projections((queries, _spread(keys, read_heads, shape), _spread(values, read_heads, shape)))
+        rows, n_kv_heads = read.shape[:2], self._model.n_kv_heads
+        queries = _spread(queries, heads, (*rows, self._model.n_heads, queries.shape[-1]))
+        keys, values = (_spread(part, read_heads, (*rows, n_kv_heads, part.shape[-1])) for part in (keys, values))
+        layer.skip_projections((queries, keys, values))
 
     def out(
         self, layer: int, live: Bool[Tensor, " head"], z: Float[Tensor, "row pos some d_head"]

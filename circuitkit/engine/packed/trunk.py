@@ -71,7 +71,7 @@ class Trunk:
         self._model = model
         self._n_layers = model.n_layers
         self.kv: dict[int, KeysValues] = {}
-        a_layer = n_prompts * n_pos * (model.d_model + model.n_heads * model.d_head) * model.dtype.itemsize
+        a_layer = n_prompts * n_pos * (model.d_model + model.d_heads) * model.dtype.itemsize
         fitting = max(1, int(0.3 * free_room(model) // a_layer))
         self.stride = -(-model.n_layers // fitting)
 

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from circuitkit.core.errors import ModelError
 from circuitkit.core.node import Node
 from circuitkit.core.shapes import Acts
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.engine.proof.doctor import Patient
-from circuitkit.models import blocks
-from circuitkit.models.bare import unwrapped
 from circuitkit.models.checks import Check, largest, relative, tolerance
 from circuitkit.models.hooked import Layer
 from circuitkit.patchers.base import Patcher
@@ -26,21 +25,27 @@ DERIVATIVE_TOLERANCE = 0.02
 
 
 def addends(patient: Patient) -> Check:
-    """What a layer adds to the residual stream is what its attention and its MLP add, behind their norms."""
-    model, seen = patient.model, dict[int, tuple[Tensor, Tensor, Tensor]]()
+    """What a layer adds to the residual stream is what its attention and its MLP add."""
+    if not patient.model.map.additive:
+        raise ModelError(
+            f"In {patient.model.name} ({patient.model.map.family}) each sum passes through a norm before the next part is added, so the "
+            "addends cannot be compared with what the layer adds. Take heads and MLPs as units, without edges."
+        )
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def visit(layer: Layer) -> None:
-        resid = layer.resid
-        seen[layer.index] = layer.attention_out, layer.mlp_out, layer.out - resid
+        resid, block = layer.resid, layer.block
+        parts = torch.zeros_like(resid)
+        if block.attention is not None:
+            parts = parts + block.attention.scale * layer.attention_added
+        if block.mlp is not None:
+            parts = parts + block.mlp.scale * layer.mlp_added
+        seen[layer.index] = parts, layer.out - resid
 
-    model.run(patient.prompts.clean, visit, **patient.prompts.padding(slice(0, len(patient.prompts))))
-    with torch.no_grad(), unwrapped(model.hf):
-        differences = [
-            relative(blocks.added(model, index, "attention", attention) + blocks.added(model, index, "mlp", mlp), whole)
-            for index, (attention, mlp, whole) in seen.items()
-        ]
+    patient.model.run(patient.prompts.clean, visit, **patient.prompts.padding(slice(0, len(patient.prompts))))
+    differences = [relative(parts, whole) for parts, whole in seen.values()]
     what = "what attention and MLP add = what the layer adds to the residual stream"
-    return Check.of("addends", what, largest(differences), tolerance(model))
+    return Check.of("addends", what, largest(differences), tolerance(patient.model))
 
 
 def edges(patient: Patient) -> Check:

@@ -192,7 +192,7 @@ def _largest_difference(found: StepLogits, expected: StepLogits) -> float:
 
 
 def _one_of_each_layer(universe: NodeUniverse) -> list[Node]:
-    return [node for node in universe.nodes if node.kind is Kind.MLP or node.head == node.layer % universe.n_heads]
+    return [node for node in universe.nodes if node.kind is not Kind.HEAD or node.head == node.layer % universe.n_heads]
 
 
 def _silent(patient: Patient, nodes: list[Node], patcher: Patcher) -> tuple[set[Node], set[Node]]:
@@ -217,23 +217,30 @@ def _silent(patient: Patient, nodes: list[Node], patcher: Patcher) -> tuple[set[
 
 def _write_nothing(patient: Patient) -> set[Node]:
     """Components that add exact zeros to the residual stream on these prompts, such as pruned ones."""
-    model, seen = patient.model, dict[int, tuple[Tensor, Tensor]]()
+    model, seen = patient.model, dict[Node, Tensor]()
 
     def visit(layer: Layer) -> None:
-        seen[layer.index] = layer.z, layer.mlp_out
+        block, index = layer.block, layer.index
+        if block.heads is not None:
+            seen[Node.of_head(index, 0)] = layer.z
+        elif block.attention is not None:
+            seen[Node.of_attention(index)] = layer.attention_out
+        if block.mlp is not None:
+            seen[Node.of_mlp(index)] = layer.mlp_out
 
     prompts = patient.prompts
     model.run(prompts.clean, visit, stop=model.n_layers - 1, **prompts.padding(slice(0, len(prompts))))
     dead = set()
-    for index, (z, out) in seen.items():
-        bias = model.project(index, torch.zeros_like(z))
+    for node, out in seen.items():
+        if node.kind is not Kind.HEAD:
+            dead |= set() if out.any() else {node}
+            continue
+        bias = model.project(node.layer, torch.zeros_like(out))
         for head in range(model.n_heads):
-            alone = torch.zeros_like(z)
-            alone[..., head, :] = z[..., head, :]
-            if torch.equal(model.project(index, alone), bias):
-                dead.add(Node.of_head(index, head))
-        if not out.any():
-            dead.add(Node.of_mlp(index))
+            alone = torch.zeros_like(out)
+            alone[..., head, :] = out[..., head, :]
+            if torch.equal(model.project(node.layer, alone), bias):
+                dead.add(Node.of_head(node.layer, head))
     return dead
 
 

@@ -36,8 +36,8 @@ def quick_check(engine: NodeEngine) -> None:
     fired = called(engine.model, prompts)
     if not fired.passed:
         raise MeasurementError(
-            f"Patches would not fire where they should: {fired.detail}, expected once. This model is not built as circuitkit's table of "
-            "architectures says; report it with the output of `circuitkit job=doctor`."
+            f"Patches would not fire where they should: {fired.detail}, expected once. This model is not built as the map of its "
+            "parts says; report it with the output of `circuitkit job=doctor`."
         )
     oracle = ReferenceEngine(engine.model, prompts, engine.patcher, engine.metric, engine.universe, engine.featurizers)
     clean = oracle.clean_logits().cpu()

@@ -14,4 +14,4 @@ class Attentions(Units):
     """Every attention, all its heads as one unit, and every MLP. Final."""
 
     def universe(self, model: HookedModel) -> NodeUniverse:
-        return Universe.of_attentions(model.n_layers, model.n_heads)
+        return Universe.of_attentions(model.n_layers, model.n_heads, model.map.layers_with_attention, model.map.layers_with_mlps)

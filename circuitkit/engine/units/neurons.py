@@ -31,4 +31,12 @@ class Neurons(Units):
         bad = [layer for layer in self.layers or () if not 0 <= layer < model.n_layers]
         if bad:
             raise ConfigError(f"{model.name} has layers 0 to {model.n_layers - 1}, found {bad[0]} in units.layers. Name one of these.")
-        return Universe.of_neurons(model.n_layers, model.n_heads, model.d_mlp, self.layers)
+        layers = [layer for layer in range(model.n_layers) if self.layers is None or layer in self.layers]
+        without = [layer for layer in layers if model.map.blocks[layer].neurons is None]
+        if without:
+            others = [layer for layer, block in enumerate(model.map.blocks) if block.neurons is not None]
+            raise ConfigError(
+                f"Layer {without[0]} of {model.name} ({model.map.family}) has no neurons of its own: its MLP is routed experts, or it has "
+                f"none. Layers with neurons: {', '.join(map(str, others)) or 'none'}. Name some of these (units.layers)."
+            )
+        return Universe.of_neurons(model.n_layers, model.n_heads, model.d_mlp, layers)
