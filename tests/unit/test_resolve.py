@@ -38,9 +38,9 @@ def test_known_families_are_found_as_the_table_has_them(family):
         assert (block.module, block.item, block.parallel) == (root, None, family == "gpt_neox_parallel")
         assert (block.attention.module, block.attention.item, block.attention.n_items) == (f"{root}.{table.attention}", 0, 2)
         assert (block.mlp.module, block.mlp.item, block.neurons) == (f"{root}.{table.mlp}", None, f"{root}.{table.mlp_out_proj}")
-        assert (block.attention.norm, block.mlp.norm) == (f"{root}.{table.attention_norm}", f"{root}.{table.mlp_norm}")
-        sandwich = (f"{root}.post_attention_layernorm", f"{root}.post_feedforward_layernorm") if family == "gemma2" else (None, None)
-        assert (block.attention.post_norm, block.mlp.post_norm) == sandwich
+        before = tuple(name and f"{root}.{name}" or None for name in (table.attention_norm, table.mlp_norm))
+        behind = tuple(name and f"{root}.{name}" or None for name in (table.attention_post_norm, table.mlp_post_norm))
+        assert (block.attention.norm, block.mlp.norm) == before and (block.attention.post_norm, block.mlp.post_norm) == behind
         heads = block.heads
         n_kv_heads = getattr(config, "num_key_value_heads", 2)
         assert (heads.out_proj, heads.n_heads, heads.n_kv_heads) == (f"{root}.{table.out_proj}", 2, n_kv_heads)
