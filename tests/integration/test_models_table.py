@@ -68,7 +68,7 @@ def test_there_are_thirty_and_none_is_there_twice():
 @pytest.mark.parametrize("expected", TABLE, ids=lambda each: each.model_type)
 def test_a_type_is_proved_or_refused(expected):
     with torch.enable_grad():
-        report = examine_type(expected.model_type)
+        report = examine_type(expected.model_type, seconds=900)
     assert report.verdict == expected.verdict, f"{expected.quirk}: {report.why}"
     assert expected.says in report.why
     assert bool(report.why) == (report.verdict != "proved")
