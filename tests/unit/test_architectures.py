@@ -40,6 +40,8 @@ VARIANTS = {
     "olmo2 grouped": GATED,
     "olmo2": {**GATED, "num_key_value_heads": 4},
     "olmo3 grouped": {**GATED, "sliding_window": 3},
+    "exaone4 grouped": {**GATED, "sliding_window": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "glm4 grouped": {**GATED, "head_dim": 8},
 }
 
 
@@ -131,7 +133,8 @@ def test_shape_and_paths(model):
     norms = {part: model.optional(0, part) for part in (*NORMS, "query_norm", "key_norm")}
     assert all("Norm" in type(norm).__name__ for norm in norms.values() if norm is not None)
     family = config.model_type
-    before, behind, joint = not family.startswith("olmo"), family.startswith(("gemma", "olmo")), family.startswith("olmo")
+    before, joint = not family.startswith(("olmo", "exaone")), family.startswith("olmo")
+    behind = family.startswith(("gemma", "glm")) or not before
     assert [norm is not None for norm in norms.values()] == [before, before, behind, behind, joint, joint]
 
 
@@ -246,6 +249,6 @@ def test_nothing_stays_behind(model, ids):
 
 
 def test_unknown_family():
-    known = "gemma2, gemma3_text, gpt2, gpt_neox, llama, mistral, olmo2, olmo3, qwen2, qwen3"
+    known = "exaone4, gemma2, gemma3_text, glm4, gpt2, gpt_neox, llama, mistral, olmo2, olmo3, qwen2, qwen3"
     with pytest.raises(ModelError, match=f"type 'opt' are not in .* Known: {known}"):
         architecture_of(AutoConfig.for_model("opt"))
