@@ -8,6 +8,7 @@ differently in different versions of transformers. Paths below ``blocks`` are re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -59,7 +60,7 @@ class Architecture:
     parallel: str = ""
 
 
-_POST_NORMS = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
+_post_normed = partial(Architecture, attention_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.family: architecture
@@ -90,14 +91,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mistral"),
         Architecture("qwen2"),
         Architecture("qwen3"),
-        *(Architecture(family, mlp_norm="pre_feedforward_layernorm", **_POST_NORMS) for family in ("gemma2", "gemma3_text")),
+        *(_post_normed(family, mlp_norm="pre_feedforward_layernorm") for family in ("gemma2", "gemma3_text")),
         *(
-            Architecture(
-                family, attention_norm="", mlp_norm="", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm", **_POST_NORMS
-            )
+            _post_normed(family, attention_norm="", mlp_norm="", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
             for family in ("olmo2", "olmo3")
         ),
-        Architecture("exaone4", attention_norm="", mlp_norm="", **_POST_NORMS),
+        _post_normed("exaone4", attention_norm="", mlp_norm=""),
         Architecture("glm4", attention_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm"),
     )
 }

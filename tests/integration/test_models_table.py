@@ -37,7 +37,7 @@ TABLE = (
     Expected("gemma2", "norms before and behind, soft caps, windows in every other layer", "proved"),
     Expected("gemma3_text", "two rotations by kind of layer", "proved"),
     Expected("olmo2", "norms behind attention and MLP only", "proved"),
-    Expected("glm4", "norms before and behind, one table for gate and up"),
+    Expected("glm4", "norms before and behind, one table for gate and up", "proved"),
     Expected("cohere2", "parallel, one norm, logits scaled"),
     Expected("phi", "parallel, rotation of a part"),
     Expected("phi3", "one table for queries, keys and values, grouped"),

@@ -42,6 +42,8 @@ VARIANTS = {
     "olmo2 grouped": GATED,
     "olmo2": {**GATED, "num_key_value_heads": 4},
     "olmo3 grouped": {**GATED, "sliding_window": 3},
+    "exaone4 grouped": {**GATED, "sliding_window": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "glm4 grouped": {**GATED, "head_dim": 8},
 }
 
 
@@ -140,7 +142,8 @@ def test_shape_and_paths(model):
     norms = [*(norm(model, 0) for norm in NORMS.values()), *joint_norms(model, 0)[:2]]
     assert all("Norm" in type(norm).__name__ for norm in norms if norm is not None)
     family = config.model_type
-    before, behind, joint = not family.startswith("olmo"), family.startswith(("gemma", "olmo")), family.startswith("olmo")
+    before, joint = not family.startswith(("olmo", "exaone")), family.startswith("olmo")
+    behind = family.startswith(("gemma", "glm")) or not before
     assert [norm is not None for norm in norms] == [before, before, behind, behind, joint, joint]
 
 
@@ -255,6 +258,6 @@ def test_nothing_stays_behind(model, ids):
 
 
 def test_unknown_family():
-    known = "gemma2, gemma3_text, gpt2, gpt_neox, llama, mistral, olmo2, olmo3, qwen2, qwen3"
+    known = "exaone4, gemma2, gemma3_text, glm4, gpt2, gpt_neox, llama, mistral, olmo2, olmo3, qwen2, qwen3"
     with pytest.raises(ModelError, match=f"type 'opt' are not in .* Known: {known}"):
         architecture_of(AutoConfig.for_model("opt"))

@@ -376,7 +376,7 @@ def test_the_self_check_of_an_edge_stage(monkeypatch):
         check_edges(edges)
 
 
-@pytest.mark.parametrize(("family", "mlps"), [("gpt2", "recompute"), ("llama", "freeze")])
+@pytest.mark.parametrize(("family", "mlps"), [("gpt2", "recompute"), ("llama", "freeze"), ("gemma2", "recompute"), ("olmo2", "freeze")])
 def test_in_bfloat16_the_fast_path_is_as_close_to_float32_as_the_naive_one(family, mlps):
     half = tiny_model(family, n_heads=4, dtype=torch.bfloat16)
     exact = tiny_model(family, n_heads=4)
