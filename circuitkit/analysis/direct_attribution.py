@@ -94,11 +94,13 @@ def check_linear(model: HookedModel) -> None:
         ModelError: It is none; the text says why.
     """
     remedy = "Use a model of another family, or measure the parts by removing them (method=knockout)."
-    if not model.map.additive:
-        raise ModelError(
-            f"In {model.name} ({model.map.family}) each sum passes through a norm before the next part is added to it, so no part has a "
-            f"share of its own in the logits. {remedy}"
-        )
+    if not model.map.additive or not model.map.direct or len(model.universe) != model.n_layers * (model.n_heads + 1):
+        why = (
+            "each sum passes through a norm before the next part is added to it" if not model.map.additive
+            else "something lies between the final norm and the unembedding" if not model.map.direct
+            else "some layers have no attention heads or no MLP"
+        )  # fmt: skip
+        raise ModelError(f"In {model.name} ({model.map.family}) {why}, so shares in the logits are not defined. {remedy}")
     if model.settings.get("final_logit_softcapping"):
         raise ModelError(f"{model.name} caps its logits with a curve (final_logit_softcapping), so they are no sum of shares. {remedy}")
     norm: Any = model.final_norm

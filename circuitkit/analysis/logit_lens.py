@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitkit.core.errors import ModelError
 from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.models.hooked import HookedModel, Layer
@@ -69,6 +70,12 @@ def logit_lens(model: HookedModel, prompts: PromptSet) -> LogitLens:
         prompts: Their answers and wrong answers are what is looked for.
     """
     prompts.require_last("The logit lens")
+    if not model.map.direct or len(model.map.layers_with_attention) + len(model.map.layers_with_mlps) < 2 * model.n_layers:
+        why = "some layers have no attention or no MLP" if model.map.direct else "something lies between its final norm and its unembedding"
+        raise ModelError(
+            f"The logit lens reads {model.name} ({model.map.family}) behind every attention and MLP through its final norm, and {why}. "
+            "Measure the parts by removing them (method=knockout)."
+        )
     sites = ("input", *(f"{part}{layer}" for layer in range(model.n_layers) for part in "am"))
     rows = RowBudget(model, prompts.n_pos).rows
     parts = [_judge(model, prompts.take(part)) for part in torch.arange(len(prompts)).split(rows)]

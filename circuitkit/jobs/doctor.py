@@ -20,6 +20,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.engine import Engine
 from circuitkit.engine.proof.doctor import Patient, examine
 from circuitkit.jobs.find import load
+from circuitkit.jobs.map_tree import map_tree
 from circuitkit.metrics import KL
 from circuitkit.models.checks import Check, random_prompts
 from circuitkit.models.hooked import HookedModel
@@ -81,7 +82,8 @@ def show(model: HookedModel, checks: Sequence[Check], console: Console) -> None:
         what = f"{check.what}\n  {check.detail}" if check.detail else check.what
         style = None if check.passed else "bold red"
         table.add_row(check.name, what, number(check.difference), number(check.tolerance), verdict, style=style)
-    console.print(f"{model.name}: {model.map.family}, {model.n_layers} layers x {model.n_heads} heads, {dtype_of(model)}\n")
+    console.print(map_tree(model.map, model.name), soft_wrap=True)
+    console.print(f"\n{model.name}: {model.map.family}, {model.n_layers} layers x {model.n_heads} heads, {dtype_of(model)}\n")
     console.print(table)
     console.print("\nDifferences of logits are relative to their standard deviation; 0 is equal bit for bit.")
 

@@ -17,6 +17,9 @@ from circuitkit.methods.base import Method, OnStep
 from circuitkit.methods.recall import scored_in_parts
 from circuitkit.storage import load
 
+_HEADS = (Kind.HEAD, Kind.ATTENTION)
+"""What is drawn as heads: mixers too, which stand in the place of heads, and whole attentions where these are the units."""
+
 
 class RandomCircuit(Method):
     """Draws circuits with a given number of heads and MLPs and scores each. Final.
@@ -63,7 +66,7 @@ class RandomCircuit(Method):
         n_heads, n_mlps = self._size(engine)
         excluded = {universe.nodes[universe.index(name)] for name in self.exclude}
         pool = [node for node in universe.nodes if node not in excluded]
-        heads = [node for node in pool if node.kind is Kind.HEAD]
+        heads = [node for node in pool if node.kind in _HEADS]
         mlps = [node for node in pool if node.kind is Kind.MLP]
         if not (0 <= n_heads <= len(heads) and 0 <= n_mlps <= len(mlps)):
             raise ConfigError(
@@ -86,4 +89,4 @@ class RandomCircuit(Method):
             return self.n_heads, self.n_mlps
         like = load(Circuit, self.like) if isinstance(self.like, str | Path) else self.like
         like.check_fits(engine.model.n_layers, engine.model.n_heads)
-        return len(like.heads), len(like.mlps)
+        return sum(node.kind in _HEADS for node in like.nodes), len(like.mlps)

@@ -22,13 +22,14 @@ from transformers import DynamicCache, PreTrainedModel
 from circuitkit.core.errors import ModelError, unknown_choice
 from circuitkit.core.universe import NodeUniverse, Universe
 from circuitkit.models import blocks
-from circuitkit.models.architectures import map_of
+from circuitkit.models.architectures import ARCHITECTURES, map_of
 from circuitkit.models.bare import is_unwrapped, wrapped
 from circuitkit.models.columns import by_module, heads_in
 from circuitkit.models.fingerprint import fingerprint_of
 from circuitkit.models.layer import Heads, Layer, Projections, Resid, Traced
 from circuitkit.models.model_map import Block, ModelMap
 from circuitkit.models.placement import device_of
+from circuitkit.models.resolve import resolve
 from circuitkit.models.shape import Shape
 from circuitkit.models.sharded import is_sharded
 
@@ -82,7 +83,7 @@ class HookedModel:
         self.revision = revision
         self.folder = folder
         self.origin = dict(origin or {})
-        self.map = _found(hf, self.name) if map is None else _checked(map, hf, self.name)
+        self.map = _found(hf) if map is None else _checked(map, hf, self.name)
         self.n_layers = self.map.n_layers
         heads = self.map.heads
         self.n_heads, self.n_kv_heads, self.d_head = (0, 0, 0) if heads is None else (heads.n_heads, heads.n_kv_heads, heads.d_head)
@@ -245,7 +246,11 @@ class HookedModel:
     def mlp_from(self, layer: int, resid: Resid) -> Resid:
         """What the MLP of a layer makes of the residual stream at its norm, norm included: outside of a pass."""
         addend = self.map.blocks[layer].mlp
-        assert addend is not None
+        if addend is None or not addend.whole:
+            why = "has none" if addend is None else f"has only its last projection as a module of its own ({addend.module})"
+            raise ModelError(
+                f"The MLP of layer {layer} of {self.name} ({self.map.family}) cannot run by itself: the layer {why}. Take nodes as units."
+            )
         with torch.no_grad():
             return addend.of(self.module(layer, "mlp")(blocks.read(self, layer, "mlp", resid)))
 
@@ -322,18 +327,10 @@ def _logits(output: Any, model_map: ModelMap) -> Tensor:
     return output.logits if model_map.logits else output
 
 
-def _found(hf: nn.Module, name: str) -> ModelMap:
-    """The map of a model that comes without one."""
-    if not isinstance(hf, PreTrainedModel):
-        raise ModelError(
-            f"The parts of {name} are not known, because it is no model of transformers. Give a map: HookedModel(module, map=...)."
-        )
-    if hf.config.is_encoder_decoder:
-        raise ModelError(
-            f"{name} is an encoder with a decoder ({hf.config.model_type}), and circuitkit takes models that are one stack of layers from "
-            "token ids to logits. Take a causal language model, or an encoder with a masked-language-model head."
-        )
-    return map_of(hf)
+def _found(hf: nn.Module) -> ModelMap:
+    """The map of a model that comes without one: the families that the table knows need not be looked at."""
+    is_known = isinstance(hf, PreTrainedModel) and getattr(hf.config.get_text_config(), "model_type", None) in ARCHITECTURES
+    return map_of(hf) if is_known else resolve(hf)
 
 
 def _checked(model_map: ModelMap, hf: nn.Module, name: str) -> ModelMap:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from transformers.utils import logging as transformers_logging
 
 from circuitkit.core.errors import ModelError, unknown_choice
 from circuitkit.models.adapters import SETTINGS, adapted
-from circuitkit.models.architectures import architecture_of
 from circuitkit.models.files import settings_of
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.hub import SMALL_FILES, brief, is_hub_id, snapshot
@@ -226,8 +224,6 @@ def _found(source: str, revision: str | None, local_files_only: bool, trust: boo
         raise ModelError(f"{source} holds an adapter ({SETTINGS}). Give its base as the model, and this as model.adapter={source}.")
     settings = settings_of(folder, source)
     code = code_of(folder, settings, source, trust)
-    # Before transformers reads it, which may not know the family either.
-    architecture_of(SimpleNamespace(model_type=settings.get("model_type")))
     if weights:
         _check_weights(folder, source)
     found = _Found(source, folder, commit, PreTrainedConfig(), code)

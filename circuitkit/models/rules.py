@@ -52,7 +52,7 @@ class Rules:
 
     @classmethod
     def named(cls, name: str, model: HookedModel) -> Rules:
-        """A published set of rules; halved gates are left out of it for a model whose MLPs have none.
+        """A published set of rules; what is about gates or MLPs is left out of it for a model that has none.
 
         Raises:
             ConfigError: No such set.
@@ -60,6 +60,8 @@ class Rules:
         if name not in RULES:
             raise ConfigError(unknown_choice("set of backward rules", name, RULES))
         rules = RULES[name]
+        if not model.map.layers_with_mlps:
+            return replace(rules, gate=False, activation=False)
         return replace(rules, gate=rules.gate and mlp_parts(model, model.map.layers_with_mlps[0]).up is not None) if rules.gate else rules
 
     @contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from models_for_tests import PATCHERS, difference, engines, logits_of, random_masks, same_state, state_of
 from own_modules import VOCAB, Own, map_by_hand
+from rich.console import Console
 from transformers import T5Config, T5ForConditionalGeneration
 
 from circuitkit.core.circuit import Circuit
@@ -19,10 +22,12 @@ from circuitkit.engine.base import Engine
 from circuitkit.engine.edges.engine import PackedEdges
 from circuitkit.engine.oracle.edges import ReferenceEdges
 from circuitkit.engine.proof.doctor import Patient, examine
+from circuitkit.jobs.map_tree import map_tree
 from circuitkit.methods import IterativePruning, Knockout
 from circuitkit.metrics import KL
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.layer import Layer
+from circuitkit.models.resolve import resolve
 from circuitkit.patchers import Mean, Resample, Zero
 from circuitkit.storage import load, save
 
@@ -190,7 +195,7 @@ def test_maps_that_cannot_be_right():
 
 def test_an_encoder_with_a_decoder_is_refused():
     config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    with pytest.raises(ModelError, match="is an encoder with a decoder"):
+    with pytest.raises(ModelError, match="has an encoder and a decoder"):
         HookedModel(T5ForConditionalGeneration(config))
 
 
@@ -210,3 +215,38 @@ def test_logit_difference_at_the_scored_position():
     logits = Own(causal=False)(given.clean)[torch.arange(6), given.n_pos - 1 - given.behind]
     rows = torch.arange(6)
     assert torch.allclose(found, logits[rows, given.answers.tokens] - logits[rows, given.wrongs.tokens], atol=1e-5)
+
+
+def test_the_example(monkeypatch):
+    """The script that shows a model of one's own: no map is given, and what is found is what the naive path says."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "experiments"))
+    import own_model
+
+    scores, circuit = own_model.main()
+    assert list(scores.values) == ["a0.h0", "a0.h1", "a0.h2", "a0.h3", "m0", "a1.h0", "a1.h1", "a1.h2", "a1.h3", "m1"]
+    assert circuit.score >= 80 and 0 < len(circuit) <= 10
+
+
+@pytest.mark.parametrize("kinds", ["heads", "hybrid"])
+def test_found_and_given_by_hand_are_the_same(kinds):
+    own = Own(KINDS[kinds])
+    given = map_by_hand(own)
+    found = resolve(own)
+    for one, other in zip(found.blocks, given.blocks, strict=True):
+        assert one.attention == other.attention and one.mlp == other.mlp and one.is_mixer == other.is_mixer
+        assert (one.heads is None) == (other.heads is None)
+        assert one.heads is None or other.heads is None or one.heads.out_proj == other.heads.out_proj
+
+
+def test_the_map_as_a_tree():
+    own = Own(KINDS["hybrid"])
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(map_tree(map_by_hand(own), "mine"))
+    text = console.export_text()
+    assert "mine: own, positions read earlier ones, no cache of keys and values, attention of its own, given, not found" in text
+    for line in (
+        "embedding: embed", "layer 0: layers.0", "attention: attention, reads norms.0", "3 heads of 4: what attention.out reads",
+        "queries, keys, values: attention.qkv, attention.qkv from column 12, attention.qkv from column 24", "mixer: attention[0], reads",
+        "MLP: mlp, reads norms.1", "neurons: what mlp.output reads", "unembedding: unembed",
+    ):  # fmt: skip
+        assert line in text, line

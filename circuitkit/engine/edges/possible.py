@@ -16,10 +16,10 @@ def check_streams(model: HookedModel, what: str) -> None:
     Raises:
         ModelError: It is one; the text says where and why.
     """
-    if not model.map.additive:
+    if model.map.no_edges:
         raise ModelError(
-            f"{what} need a residual stream that is the sum of what the parts add, but in {model.name} ({model.map.family}) each sum "
-            "passes through a norm before the next part is added. Search nodes in it, or take another model."
+            f"{what} need parts that read and write one residual stream, but in {model.name} ({model.map.family}) {model.map.no_edges}. "
+            "Search nodes in it, or take another model."
         )
     for layer, block in enumerate(model.map.blocks):
         why = None
