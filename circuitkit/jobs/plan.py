@@ -55,16 +55,18 @@ def run(config: DictConfig) -> None:
 
 def planned(config: DictConfig) -> tuple[HookedModel, str]:
     """The configured model without weights, and what to know about its shape: empty if it is that of its own config.json."""
+    left_out = [f"model.{key}" for key in ("adapter", "quantization", "tp_plan") if config.model.get(key)]
+    whole = f"This plan leaves {' and '.join(left_out)} aside: it is for the plain weights in one process. " if left_out else ""
     try:
-        return shape(config), ""
+        return shape(config), whole.rstrip()
     except ModelNotAtHand as error:
         name = str(config.model.get("name"))
         if name not in HUB_MODELS or config.model.get("path") is not None or config.model.get("revision") is not None:
             raise
         reason = str(error).partition(". ")[0]
     told = (
-        f"{reason}. So this plan takes the shape of {name} from circuitkit's own table, written down from what its authors published, and "
-        "cuts prompts as tiny_gpt2 does: their length, and all that grows with it, is an estimate."
+        f"{whole}{reason}. So this plan takes the shape of {name} from circuitkit's own table, as its authors published it, "
+        "and cuts prompts as tiny_gpt2 does: their length, and all that grows with it, is an estimate."
     )
     return known_shape(name, dtype=config.model.get("dtype", "auto"), attention=config.model.get("attention", "auto")), told
 

@@ -105,3 +105,4 @@ def test_a_plan_of_files_at_hand_says_nothing_of_a_table():
     config = composed("model=tiny_llama")
     model, told = plan.planned(config)
     assert (model.name, told) == ("tiny_llama", "")
+    assert "leaves model.quantization aside" in plan.planned(composed("model=tiny_llama", "model.quantization=bnb_4bit"))[1]
