@@ -18,7 +18,7 @@ from circuitkit.patchers.base import Patcher
 
 N_EDGES = 6
 N_DIRECTIONS = 3
-STEPS = (0.01, 0.001)
+STEPS = (0.003, 0.0005)
 """How far soft masks are moved to either side; the second where the first does not agree. What picks experts or tokens jumps, and a
 smaller step is less likely to meet a jump; a wrong derivative stays wrong."""
 DERIVATIVE_TOLERANCE = 0.02
