@@ -101,6 +101,8 @@ def check_linear(model: HookedModel) -> None:
             else "some layers have no attention heads or no MLP"
         )  # fmt: skip
         raise ModelError(f"In {model.name} ({model.map.family}) {why}, so shares in the logits are not defined. {remedy}")
+    if any(addend.scale != 1 for block in model.map.blocks for addend in block.addends):
+        raise ModelError(f"{model.name} ({model.map.family}) multiplies what its parts add, which shares do not count in. {remedy}")
     if model.settings.get("final_logit_softcapping"):
         raise ModelError(f"{model.name} caps its logits with a curve (final_logit_softcapping), so they are no sum of shares. {remedy}")
     norm: Any = model.final_norm

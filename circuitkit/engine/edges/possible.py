@@ -21,6 +21,7 @@ def check_streams(model: HookedModel, what: str) -> None:
             f"{what} need parts that read and write one residual stream, but in {model.name} ({model.map.family}) {model.map.no_edges}. "
             "Search nodes in it, or take another model."
         )
+    first = model.map.heads
     for layer, block in enumerate(model.map.blocks):
         why = None
         if block.heads is None:
@@ -29,6 +30,8 @@ def check_streams(model: HookedModel, what: str) -> None:
             why = "makes queries, keys and values in another way than by projections of what its attention reads"
         elif block.mlp is None:
             why = "has no MLP"
+        elif first is not None and (block.heads.n_kv_heads, block.heads.d_head) != (first.n_kv_heads, first.d_head):
+            why = "has keys and values of another number or width than the first one"
         elif any(addend.scale != 1 for addend in block.addends):
             why = "multiplies what its parts add"
         elif block.parallel != model.map.blocks[0].parallel:
