@@ -136,6 +136,11 @@ class Block:
     n_items: int | None = None
 
     @property
+    def shares_norm(self) -> bool:
+        """Whether attention and MLP read what the same norm gives."""
+        return self.attention is not None and self.mlp is not None and self.mlp.norm is not None and self.attention.norm == self.mlp.norm
+
+    @property
     def is_mixer(self) -> bool:
         """Whether it mixes positions without attention heads: what it adds is one node."""
         return self.attention is not None and self.heads is None
