@@ -232,17 +232,6 @@ class ModelMap:
                     yield from () if port is None else (path for path in (port.module, port.norm) if path is not None)
 
     @property
-    def no_edges(self) -> str:
-        """Why edges are not defined for the model; empty where they are."""
-        if not self.additive:
-            return "each sum in its residual stream goes through a norm, so that what a part reads is no sum of what others add"
-        for block in self.blocks:
-            for addend in block.addends:
-                if not addend.whole:
-                    return f"{addend.module} is only the last projection of a part, which cannot run by itself on what it reads"
-        return ""
-
-    @property
     def layers_with_heads(self) -> tuple[int, ...]:
         """The layers that have attention heads."""
         return tuple(layer for layer, block in enumerate(self.blocks) if block.heads is not None)
