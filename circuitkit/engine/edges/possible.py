@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from circuitkit.core.errors import ModelError
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.linear import check_sums
 
 
 def check_streams(model: HookedModel, what: str) -> None:
@@ -16,6 +17,7 @@ def check_streams(model: HookedModel, what: str) -> None:
     Raises:
         ModelError: It is one; the text says where and why.
     """
+    check_sums(model, what)
     if not model.map.additive:
         raise ModelError(
             f"{what} need a residual stream that is the sum of what the parts add, but in {model.name} ({model.map.family}) each sum "
