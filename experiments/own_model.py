@@ -16,18 +16,25 @@ from circuitkit.patchers import Mean
 VOCAB, D_MODEL, N_HEADS = 29, 24, 4
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(D_MODEL, D_MODEL) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (part(x).unflatten(-1, (N_HEADS, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        z = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o(z.transpose(1, 2).flatten(2))
+
+
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.ln1, self.ln2 = nn.LayerNorm(D_MODEL), nn.LayerNorm(D_MODEL)
-        self.q, self.k, self.v, self.o = (nn.Linear(D_MODEL, D_MODEL) for _ in range(4))
+        self.ln1, self.attention, self.ln2 = nn.LayerNorm(D_MODEL), Attention(), nn.LayerNorm(D_MODEL)
         self.mlp = nn.Sequential(nn.Linear(D_MODEL, 4 * D_MODEL), nn.GELU(), nn.Linear(4 * D_MODEL, D_MODEL))
 
     def forward(self, x):
-        read = self.ln1(x)
-        q, k, v = (part(read).unflatten(-1, (N_HEADS, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        z = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(z.transpose(1, 2).flatten(2))
+        x = x + self.attention(self.ln1(x))
         return x + self.mlp(self.ln2(x))
 
 
@@ -45,12 +52,26 @@ class Own(nn.Module):
         return self.unembed(self.ln(x))
 
 
+def trained(steps=300):
+    """A model that says the first token again."""
+    model = Own()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(steps):
+        ids = torch.randint(0, VOCAB, (64, 6))
+        loss = nn.functional.cross_entropy(model(ids)[:, -1], ids[:, 0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.requires_grad_(False)
+
+
 def main():
     torch.manual_seed(0)
-    model = HookedModel(Own())  # its parts are found by comparing tensors, and proved
-    clean, corrupt = torch.randint(0, VOCAB, (2, 32, 6))
-    of_clean, of_corrupt = (model.run(ids)[:, -1] for ids in (clean, corrupt))
-    prompts = PromptSet(clean, corrupt, of_clean.argmax(-1), (of_corrupt - of_clean).argmax(-1), torch.zeros(32, dtype=torch.long))
+    model = HookedModel(trained())  # its parts are found by comparing tensors, and proved
+    clean = torch.randint(0, VOCAB, (32, 6))
+    corrupt = clean.clone()
+    corrupt[:, 0] = (clean[:, 0] + 1 + torch.randint(0, VOCAB - 1, (32,))) % VOCAB  # another first token
+    prompts = PromptSet(clean, corrupt, clean[:, 0], corrupt[:, 0], torch.zeros(32, dtype=torch.long))
     engine = PackedEngine(model, prompts, Mean(), LogitDiff())
     engine.check()  # against the naive path: one mask a forward, plain hooks
     scores = Knockout().discover(engine, on_step=lambda step: None)

@@ -91,8 +91,11 @@ def _judge(model: HookedModel, prompts: PromptSet) -> tuple[Float[Tensor, "site 
     def visit(layer: Layer) -> None:
         states.append(layer.resid[:, -1:])
         # In a parallel block the norm before the MLP reads what enters the block.
-        between = layer.resid + layer.attention_out if layer.block.parallel else layer.mlp_norm_in
-        states.append(between[:, -1:])
+        attention = layer.block.attention
+        if layer.block.parallel and attention is not None:
+            states.append((layer.resid + attention.scale * layer.attention_added)[:, -1:])
+        else:
+            states.append(layer.mlp_norm_in[:, -1:])
 
     final = model.run(prompts.clean, visit, **prompts.padding(slice(0, len(prompts))))
     assert final is not None

@@ -261,5 +261,5 @@ def precedes(src: Node, dst: Node, parallel: bool = False) -> bool:
         return False
     if src.kind is Kind.INPUT or dst.kind is Kind.LOGITS:
         return True
-    same_layer = src.kind is Kind.HEAD and dst.kind is Kind.MLP and not parallel
+    same_layer = src.kind in (Kind.HEAD, Kind.ATTENTION) and dst.kind is Kind.MLP and not parallel
     return src.layer < dst.layer or (same_layer and src.layer == dst.layer)

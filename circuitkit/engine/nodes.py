@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 class NodeEngine(Engine):
     """Runs masks over nodes, part by part; the score of a mask is the metric of its logits.
 
+    A head is replaced before the output projection, an MLP where it gives its output. A norm that lies behind attention or MLP (post-norm)
+    reads what was replaced. Features of what attention or MLP give are those of what that norm adds to the residual stream.
+
     Attributes:
         universe: The nodes.
         featurizers: For each site and layer at which the universe has features or neurons, what makes them of the activation.

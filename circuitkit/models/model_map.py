@@ -136,6 +136,11 @@ class Block:
     n_items: int | None = None
 
     @property
+    def shares_norm(self) -> bool:
+        """Whether attention and MLP read what the same norm gives."""
+        return self.attention is not None and self.mlp is not None and self.mlp.norm is not None and self.attention.norm == self.mlp.norm
+
+    @property
     def is_mixer(self) -> bool:
         """Whether it mixes positions without attention heads: what it adds is one node."""
         return self.attention is not None and self.heads is None
@@ -225,17 +230,6 @@ class ModelMap:
                 yield block.heads.out_proj
                 for port in (block.heads.queries, block.heads.keys, block.heads.values):
                     yield from () if port is None else (path for path in (port.module, port.norm) if path is not None)
-
-    @property
-    def no_edges(self) -> str:
-        """Why edges are not defined for the model; empty where they are."""
-        if not self.additive:
-            return "each sum in its residual stream goes through a norm, so that what a part reads is no sum of what others add"
-        for block in self.blocks:
-            for addend in block.addends:
-                if not addend.whole:
-                    return f"{addend.module} is only the last projection of a part, which cannot run by itself on what it reads"
-        return ""
 
     @property
     def layers_with_heads(self) -> tuple[int, ...]:

@@ -50,17 +50,20 @@ def options_of(plan: str, shape: PreTrainedModel) -> dict[str, Any]:
     share = split / sum(weight.numel() for weight in shape.parameters())
     _log.info("%d processes hold one model: %.0f %% of its weights are split by columns.", count, 100 * share)
     try:
-        from transformers.distributed import DistributedConfig
+        from transformers.distributed.configuration_utils import DistributedConfig
     except ImportError as error:
         raise ModelError("model.tp_plan needs a newer transformers, with transformers.distributed. Update it.") from error
     return {"distributed_config": DistributedConfig(tp_size=count, tp_plan=rules)}
 
 
 def rules_of(shape: PreTrainedModel) -> dict[str, str]:
-    """What is split how, by pattern: linear maps below numbered layers by columns. Of the family's own plan only experts are left."""
-    tied = shape.get_output_embeddings() if shape.config.tie_word_embeddings else None
+    """What is split how, by pattern: linear maps by columns; of the family's own plan only experts are left.
+
+    The unembedding stays whole, as the embedding does, because passes read a few of its rows.
+    """
+    unembed = shape.get_output_embeddings()
     own = {name: style if "experts" in name else _WHOLE for name, style in (getattr(shape, "tp_plan", None) or {}).items()}
-    linear = {_pattern(path) for path, module in shape.named_modules() if type(module) is nn.Linear and module is not tied}
+    linear = {_pattern(path) for path, module in shape.named_modules() if type(module) is nn.Linear and module is not unembed}
     return {**own, **{path: _BY_COLUMNS for path in linear if "experts" not in path}}
 
 

@@ -41,6 +41,8 @@ class HeadSlices:
         ports = [each.ports for each in heads]
         if not heads or any(found is None or any(port.norm is not None for port in found) for found in ports):
             return False
+        if len({each.n_kv_heads for each in heads}) > 1:  # heads would read other keys and values in other layers
+            return False
         modules = [model.hf.get_submodule(path) for path in _paths(model)]
         return all(type(module) in (nn.Linear, Conv1D) and not hasattr(module, "_hf_hook") for module in modules) and all(
             module.weight.dtype is torch.float32 and not is_sharded(module) for module in modules

@@ -324,8 +324,8 @@ BREAK = {
     r"holds no config\.json": lambda folder: (folder / "config.json").unlink(),
     "not valid JSON": lambda folder: (folder / "config.json").write_text("{"),
     "config.json .* cannot be used": lambda folder: edit_config(folder, hidden_size="wide"),
-    "type 'bert' are not in .* Known: exaone4, gemma2": lambda folder: edit_config(folder, model_type="bert"),
-    "type 'brand_new' are not in": lambda folder: edit_config(folder, model_type="brand_new"),
+    "weights that config.json of .* are missing .* such as bert": lambda folder: edit_config(folder, model_type="bert"),
+    "config.json of .* cannot be used: .* model type `brand_new`": lambda folder: edit_config(folder, model_type="brand_new"),
     "asks to run Python code .* say model.trust_remote_code=true": lambda folder: edit_config(
         folder, auto_map={"AutoModelForCausalLM": "modeling_own.Own"}
     ),

@@ -18,6 +18,7 @@ from circuitkit.models.architectures import ARCHITECTURES
 from circuitkit.models.model_map import Addend, Block, Heads, Projection
 from circuitkit.models.resolve import resolve, resolving
 from circuitkit.models.resolve.probe import record
+from circuitkit.models.tiny import tiny_masked_model, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +39,9 @@ def test_known_families_are_found_as_the_table_has_them(family):
         assert (block.module, block.item, block.parallel) == (root, None, family == "gpt_neox_parallel")
         assert (block.attention.module, block.attention.item, block.attention.n_items) == (f"{root}.{table.attention}", 0, 2)
         assert (block.mlp.module, block.mlp.item, block.neurons) == (f"{root}.{table.mlp}", None, f"{root}.{table.mlp_out_proj}")
-        before = tuple(name and f"{root}.{name}" or None for name in (table.attention_norm, table.mlp_norm))
-        behind = tuple(name and f"{root}.{name}" or None for name in (table.attention_post_norm, table.mlp_post_norm))
-        assert (block.attention.norm, block.mlp.norm) == before and (block.attention.post_norm, block.mlp.post_norm) == behind
+        norms = (block.attention.norm, block.mlp.norm, block.attention.post_norm, block.mlp.post_norm)
+        named = (table.attention_norm, table.mlp_norm, table.attention_post_norm, table.mlp_post_norm)
+        assert norms == tuple(f"{root}.{path}" if path else None for path in named)
         heads = block.heads
         n_kv_heads = getattr(config, "num_key_value_heads", 2)
         assert (heads.out_proj, heads.n_heads, heads.n_kv_heads) == (f"{root}.{table.out_proj}", 2, n_kv_heads)
@@ -48,6 +49,8 @@ def test_known_families_are_found_as_the_table_has_them(family):
         assert d == heads.d_value == getattr(config, "head_dim", 4) or 4
         paths = tuple(dict.fromkeys(port.module for port in heads.ports))
         assert paths == tuple(f"{root}.{path}" for path in table.query_key_value)
+        behind = (table.query_norm, table.key_norm if n_kv_heads > 1 else "", "")  # of a single head it is that head's own
+        assert tuple(port.norm for port in heads.ports) == tuple(f"{root}.{path}" if path else None for path in behind)
         starts = tuple(port.starts for port in heads.ports)
         if table.fused_by_head:
             assert starts == ((0, 3 * d), (d, 4 * d), (2 * d, 5 * d))
@@ -85,6 +88,15 @@ def test_weights_of_zeros_hide_nothing():
         for parameter in hf.parameters():
             parameter.zero_()
     assert resolve(hf) == expected
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma2", "olmo2"])
+def test_half_precision_and_a_model_too_large_for_a_copy_give_the_same_map(family, monkeypatch):
+    expected = resolve(tiny_hf(family))
+    assert resolve(tiny_hf(family, dtype=torch.bfloat16)) == expected
+    monkeypatch.setattr(resolving, "_TWIN", 0)
+    assert resolve(tiny_hf(family)) == expected
+    assert resolve(tiny_hf(family, dtype=torch.bfloat16)) == expected
 
 
 def test_nan_weights_are_refused_by_name():
@@ -248,3 +260,74 @@ def test_a_model_without_weights_has_the_map_of_the_one_with(family):
     with torch.device("meta"):
         empty = type(hf)(hf.config)
     assert resolve(empty) == resolve(hf)
+
+
+def _kinds(found):
+    """For each layer what it has: heads, mixer; MLP with neurons, routed experts."""
+    looking = ["heads" if block.heads else "mixer" if block.attention else "none" for block in found.blocks]
+    thinking = ["mlp" if block.neurons else "experts" if block.mlp else "none" for block in found.blocks]
+    return list(dict.fromkeys(zip(looking, thinking, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kinds"),
+    [
+        ("bloom", [("heads", "mlp")]),  # fused by head, off the interface, adds the stream by itself, ALiBi
+        ("gptj", [("heads", "mlp")]),  # off the interface, parallel
+        ("falcon", [("heads", "mlp")]),  # one key/value head, fused
+        ("granite", [("heads", "mlp")]),  # multipliers
+        ("mixtral", [("heads", "experts")]),
+        ("deepseek_v3", [("heads", "mlp"), ("heads", "experts")]),  # latent attention
+        ("qwen3_next", [("mixer", "experts"), ("heads", "experts")]),  # gated heads, and linear attention
+        ("nemotron_h", [("mixer", "none"), ("none", "mlp"), ("heads", "none"), ("none", "experts")]),
+        ("gpt_oss", [("heads", "experts")]),  # sinks and windows
+        ("phi3", [("heads", "mlp")]),  # fused, queries first
+        ("mamba", [("mixer", "none")]),
+        ("cohere", [("heads", "mlp")]),  # one norm for both parts
+    ],
+)
+def test_quirks_of_families_are_found(model_type, kinds):
+    hf = tiny_model(model_type)
+    found = resolve(hf)
+    assert sorted(_kinds(found)) == sorted(kinds)
+    assert found.causal and found.additive and found.direct
+    block = next((block for block in found.blocks if block.heads), found.blocks[0])
+    heads, width = block.heads, hf.config.hidden_size
+    assert block.parallel == (model_type in ("gptj", "falcon", "cohere"))
+    assert (block.attention or block.mlp).scale == (0.7 if model_type == "granite" else 1.0)
+    assert found.no_edges == ("" if model_type != "bloom" else found.no_edges) and bool(found.no_edges) == (model_type == "bloom")
+    if heads is None:
+        return
+    d = heads.d_head
+    if model_type == "deepseek_v3":
+        assert (heads.ports, heads.d_head, heads.d_value) == (None, 24, 16)
+    elif model_type == "qwen3_next":  # beside the queries of each head is its gate
+        assert (heads.queries.starts, heads.queries.width) == ((0, 48, 96, 144), 24)
+    elif model_type == "bloom":
+        assert [port.starts for port in heads.ports] == [tuple(range(place * d, 3 * width, 3 * d)) for place in range(3)]
+    elif model_type == "falcon":
+        assert [port.starts for port in heads.ports] == [tuple(range(0, width, d)), (width,), (width + d,)]
+    elif model_type == "phi3":
+        n, kv = heads.n_heads * d, heads.n_kv_heads * d
+        firsts = ((0, n), (n, n + kv), (n + kv, n + 2 * kv))
+        assert [port.starts for port in heads.ports] == [tuple(range(*first, d)) for first in firsts]
+    else:
+        assert [port.starts[:2] for port in heads.ports] == [(0, d)] * 3
+
+
+@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
+def test_encoders_look_ahead(model_type):
+    found = resolve(tiny_masked_model(model_type))
+    assert (found.causal, found.additive, found.direct) == (False, model_type == "modernbert", False)
+    assert all(block.heads.ports is not None and block.neurons is not None for block in found.blocks)
+    assert ("norm" in found.no_edges) == (model_type == "bert")
+
+
+@pytest.mark.parametrize(("model_type", "sentence"), [("bitnet", "mixes heads behind z"), ("mbart", ""), ("blt", "logits come from")])
+def test_what_cannot_be_proved_is_refused_or_taken_off(model_type, sentence):
+    """mBART counts positions without looking at the mask, so rows of different lengths cannot be padded."""
+    if sentence:
+        with pytest.raises(ModelError, match=sentence):
+            resolve(tiny_model(model_type))
+    else:
+        assert "attention_mask" not in resolve(tiny_model(model_type)).forward

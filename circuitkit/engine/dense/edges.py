@@ -27,7 +27,7 @@ from circuitkit.engine.dense.blend import accumulator, blend
 from circuitkit.engine.dense.chunks import by_chunks, token_slices
 from circuitkit.engine.dense.senders import Differences, HeadMatrices
 from circuitkit.engine.dense.values import PatchedValues
-from circuitkit.engine.edges.possible import check_streams
+from circuitkit.engine.edges.possible import check_gradients
 from circuitkit.engine.featurizing import Place
 from circuitkit.models import blocks, differentiable
 from circuitkit.models.blocks import Part, norm_before, norm_behind, reader
@@ -69,7 +69,7 @@ class DenseEdges(DensePass):
     """
 
     def __init__(self, model: HookedModel, prompts: PromptSet, patcher: Patcher, universe: EdgeUniverse, outside: Patcher) -> None:
-        check_streams(model, "Gradients of edges")
+        check_gradients(model)
         self._model = model
         self._prompts = prompts
         layers = range(model.n_layers)

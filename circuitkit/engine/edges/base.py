@@ -81,13 +81,13 @@ class EdgeEngine(Engine):
         model = engine.model
         if engine.universe.spans:
             raise CircuitError("Edges are between whole components, and this engine has components at positions. Leave positions out.")
-        check_streams(model, "Edges")
         circuit = Circuit.of(model.universe, model.universe.full(), model=model.name) if circuit is None else circuit
         circuit.check_fits(model.n_layers, model.n_heads, model.name)
         if mlps not in ("recompute", "freeze"):
             raise ConfigError(unknown_choice("way to treat MLPs (mlps)", mlps, ("recompute", "freeze")))
         if level not in (Level.EDGE, Level.EDGE_QKV):
             raise ConfigError(unknown_choice("level of edges", level, (Level.EDGE, Level.EDGE_QKV)))
+        check_streams(model, Level(level))
         self.mask: Bool[Tensor, " node"] = circuit.mask(engine.universe)
         if not self.mask.any():
             raise CircuitError("The circuit is empty, so there are no edges in it. Take another one.")

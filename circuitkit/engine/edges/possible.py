@@ -1,40 +1,69 @@
-"""Which models have edges: those whose every part reads and writes one residual stream in a way that the map spells out."""
+"""Which models have edges, and between which of them they are scored fast: there every part can run by itself on a stream of its own."""
 
 from __future__ import annotations
 
 from circuitkit.core.errors import ModelError
+from circuitkit.core.node import Level
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.linear import check_sums
 
 
-def check_streams(model: HookedModel, what: str) -> None:
+def check_streams(model: HookedModel, level: Level) -> None:
     """Refuses a model between whose parts there are no edges that could be scored.
-
-    Args:
-        model: The model.
-        what: What is wanted, as the subject of a sentence.
 
     Raises:
         ModelError: It is one; the text says where and why.
     """
-    if model.map.no_edges:
+    check_sums(model, "Edges")
+    why = _no_edges(model, level)
+    if why:
         raise ModelError(
-            f"{what} need parts that read and write one residual stream, but in {model.name} ({model.map.family}) {model.map.no_edges}. "
-            "Search nodes in it, or take another model."
+            f"Edges need parts that read and write one residual stream, but in {model.name} ({model.map.family}) {why}. Search nodes in "
+            "it, or take another model."
         )
+
+
+def check_gradients(model: HookedModel) -> None:
+    """Refuses a model whose edges have no gradients here.
+
+    Raises:
+        ModelError: It is one; the text says where and why.
+    """
+    shared = (layer for layer, block in enumerate(model.map.blocks) if block.shares_norm)
+    why = not_fast(model) or next((f"attention and MLP of layer {layer} read what one norm gives" for layer in shared), "")
+    if why:
+        raise ModelError(
+            "Gradients of edges need a model each of whose layers has heads and an MLP that can run by themselves on what they read, and "
+            f"in {model.name} ({model.map.family}) {why}. Take the gradients of nodes, or score edges (method=edge_pruning)."
+        )
+
+
+def not_fast(model: HookedModel) -> str:
+    """Why edges of a model are scored by the naive path alone; empty where the fast path does it."""
     for layer, block in enumerate(model.map.blocks):
-        why = None
         if block.heads is None:
-            why = "has a mixer in the place of attention heads" if block.is_mixer else "has no attention"
-        elif block.heads.ports is None:
-            why = "makes queries, keys and values in another way than by projections of what its attention reads"
-        elif block.mlp is None:
-            why = "has no MLP"
-        elif any(addend.scale != 1 for addend in block.addends):
-            why = "multiplies what its parts add"
-        elif block.parallel != model.map.blocks[0].parallel:
-            why = "is not built as the first one: in one of them MLP and attention read the same, in the other one after the other"
-        if why is not None:
-            raise ModelError(
-                f"{what} need a model each of whose layers has heads and an MLP that read and write the residual stream one by one, and "
-                f"layer {layer} of {model.name} ({model.map.family}) {why}. Search nodes in it, or take another model."
-            )
+            return f"layer {layer} has a mixer in the place of attention heads" if block.is_mixer else f"layer {layer} has no attention"
+        if block.heads.ports is None:
+            return f"layer {layer} makes queries, keys and values in another way than by projections of what its attention reads"
+        if block.mlp is None:
+            return f"layer {layer} has no MLP"
+        for addend in block.addends:
+            if not addend.whole:
+                return f"{addend.module} is only the last projection of a part, which cannot run by itself on what it reads"
+            if addend.scale != 1:
+                return f"layer {layer} multiplies what its parts add"
+    return ""
+
+
+def _no_edges(model: HookedModel, level: Level) -> str:
+    if not model.map.additive:
+        return "each sum in its residual stream goes through a norm, so that what a part reads is no sum of what others add"
+    for layer, block in enumerate(model.map.blocks):
+        if block.parallel != model.map.blocks[0].parallel:
+            return f"MLP and attention read the same in some layers and not in others, such as layer {layer}"
+        if level is Level.EDGE_QKV and block.heads is not None and block.heads.ports is None:
+            return f"layer {layer} makes no queries, keys and values of their own from what its attention reads (take level=edge)"
+        for addend in block.addends:
+            if not addend.whole and (addend.norm is None or block.shares_norm):
+                return f"{addend.module} is only the last projection of a part, and nothing before it reads for that part alone"
+    return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,14 +17,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitkit.core.circuit import Circuit
-from circuitkit.core.node import INPUT, PORTS, Edge, Kind, Node
+from circuitkit.core.node import INPUT, LOGITS, PORTS, Edge, Kind, Node
 from circuitkit.core.shapes import CleanLogits, Masks, Values
 from circuitkit.engine.base import WHOLE, Share
 from circuitkit.engine.edges.base import EdgeEngine
 from circuitkit.engine.oracle.nodes import ReferenceEngine
 from circuitkit.models.bare import unwrapped
-from circuitkit.models.blocks import joint_norms, norm_behind, read, reader
+from circuitkit.models.blocks import Part, joint_norms, norm_before, norm_behind, read, reader
 from circuitkit.models.columns import by_module, columns_of
+from circuitkit.models.model_map import Addend
+
+PARTS: tuple[Part, Part] = ("attention", "mlp")
+_READERS: dict[Part, str] = {"attention": "heads", "mlp": "mlp"}
 
 
 @dataclass
@@ -31,15 +36,17 @@ class Seen:
     """What a forward pass showed.
 
     Attributes:
+        embedding: What entered the first layer.
         z: Outputs of a layer's heads as they went on, a layer each.
-        mlp: Outputs of the MLPs likewise, before any norm behind them.
+        outs: Outputs of MLPs and mixers likewise, before any norm behind them.
         read: What the norm before a receiver was given, or where there is none the receiver itself: under ``("heads", layer)``,
             ``("mlp", layer)``, ``("logits", 0)``.
         logits: At the last position, float32.
     """
 
+    embedding: Tensor | None = None
     z: dict[int, Tensor] = field(default_factory=dict)
-    mlp: dict[int, Tensor] = field(default_factory=dict)
+    outs: dict[Node, Tensor] = field(default_factory=dict)
     read: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     logits: CleanLogits | None = None
 
@@ -50,14 +57,14 @@ class Given:
 
     Attributes:
         z: Outputs of single heads.
-        mlp: Outputs of MLPs.
+        outs: Outputs of MLPs and mixers.
         embedding: What enters the first layer.
         read: What the norm before a receiver is given; the residual stream goes on as it was.
         ports: For a layer, what the norm before its queries, keys or values is given.
     """
 
     z: dict[Node, Tensor] = field(default_factory=dict)
-    mlp: dict[Node, Tensor] = field(default_factory=dict)
+    outs: dict[Node, Tensor] = field(default_factory=dict)
     embedding: Tensor | None = None
     read: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     ports: tuple[int, dict[str, Tensor]] | None = None
@@ -107,15 +114,14 @@ class ReferenceEdges(EdgeEngine):
     def _patched(self, edge: Edge) -> Seen:
         """One edge: a pass with the sender corrupt and others frozen tells what the receiver reads; then a pass in which it reads that."""
         frozen = Given(z={node: z for layer in self._clean.z for node, z in self._heads(self._clean, layer).items()})
-        if self.mlps == "freeze":
-            frozen.mlp = {Node.of_mlp(layer): out for layer, out in self._clean.mlp.items()}
+        frozen.outs = {node: out for node, out in self._clean.outs.items() if node.kind is not Kind.MLP or self.mlps == "freeze"}
         value = self._sent(edge.src, self._clean)
         if edge.src == INPUT:
             frozen.embedding = value
         elif edge.src.kind is Kind.HEAD:
             frozen.z[edge.src] = value
         else:
-            frozen.mlp[edge.src] = value
+            frozen.outs[edge.src] = value
         read = self._run(frozen).read[_place(edge.dst)]
         if edge.dst.kind is not Kind.HEAD:
             return self._run(Given(read={_place(edge.dst): read}))
@@ -147,36 +153,48 @@ class ReferenceEdges(EdgeEngine):
         read = now.read[_place(dst)]
         behind: dict[nn.Module, list[Node]] = {}
         for node in senders:
-            norm = None if node == INPUT else norm_behind(self.engine.model, node.layer, "mlp" if node.kind is Kind.MLP else "attention")
+            norm = None if node == INPUT else norm_behind(self.engine.model, node.layer, _part(node))
             if norm is None:
                 read = read + self._adds(node, self._sent(node, now)) - self._adds(node, _gives(node, now))
             else:
                 behind.setdefault(norm, []).append(node)
         with torch.no_grad():
             for norm, nodes in behind.items():
-                if nodes[0].kind is Kind.MLP:
-                    read = read + norm(self._sent(nodes[0], now)) - norm(_gives(nodes[0], now))
+                scale = self._scale(nodes[0])
+                if nodes[0].kind is not Kind.HEAD:
+                    read = read + scale * (norm(self._sent(nodes[0], now)) - norm(_gives(nodes[0], now)))
                     continue
                 project, before = self.engine.model.module(nodes[0].layer, "out_proj"), now.z[nodes[0].layer]
                 after = before.clone()
                 for node in nodes:
                     after[..., node.head, :] = self._sent(node, now)
-                read = read + norm(project(after.flatten(-2))) - norm(project(before.flatten(-2)))
+                read = read + scale * (norm(project(after.flatten(-2))) - norm(project(before.flatten(-2))))
         return read
+
+    def _scale(self, node: Node) -> float:
+        """By what the model multiplies what a part gives before it adds it to the residual stream."""
+        addend = self.engine.model.map.blocks[node.layer].part(_part(node))
+        return 1.0 if addend is None else addend.scale
 
     def _adds(self, node: Node, gives: Tensor) -> Tensor:
         """What a sender that gives this adds to the residual stream as it is; for a head up to a constant."""
-        if node.kind is not Kind.HEAD:
+        if node == INPUT:
             return gives
+        if node.kind is not Kind.HEAD:
+            return self._scale(node) * gives
         alone = gives.new_zeros(*gives.shape[:-1], self.engine.model.n_heads, gives.shape[-1])
         alone[..., node.head, :] = gives
         with torch.no_grad():
             projected: Tensor = self.engine.model.module(node.layer, "out_proj")(alone.flatten(-2))
-        return projected
+        return self._scale(node) * projected
 
     def _head_reading(self, node: Node, ports: dict[str, Tensor], given: Given) -> dict[Node, Tensor]:
         """What a head gives when its ports read something else. All heads of its layer then read that, and only this one is taken."""
-        seen = self._run(replace(given, ports=(node.layer, ports)))
+        heads = self.engine.model.map.blocks[node.layer].heads
+        if heads is not None and heads.ports is None:  # the whole attention reads it, by all ports
+            seen = self._run(replace(given, read={**given.read, ("heads", node.layer): ports["q"]}))
+        else:
+            seen = self._run(replace(given, ports=(node.layer, ports)))
         return {node: self._heads(seen, node.layer)[node]}
 
     def _sent(self, node: Node, seen: Seen) -> Tensor:
@@ -201,10 +219,12 @@ class ReferenceEdges(EdgeEngine):
             means = torch.stack([whole[groups == group].double().mean(0).to(whole.dtype) for group in groups[rows]])
             return means[:, int(self.prompts.pads[rows.start]) :]
 
-        found = Seen(read={("heads", 0): mean([run.read["heads", 0] for run in runs])})
-        for layer in range(self.model.n_layers):
-            found.z[layer], found.mlp[layer] = mean([run.z[layer] for run in runs]), mean([run.mlp[layer] for run in runs])
-        return found
+        embeddings = [run.embedding for run in runs if run.embedding is not None]
+        return Seen(
+            embedding=mean(embeddings),
+            z={layer: mean([run.z[layer] for run in runs]) for layer in runs[0].z},
+            outs={node: mean([run.outs[node] for run in runs]) for node in runs[0].outs},
+        )
 
     def _heads(self, seen: Seen, layer: int) -> dict[Node, Tensor]:
         return {Node.of_head(layer, head): z for head, z in enumerate(seen.z[layer].unbind(-2))}
@@ -228,9 +248,11 @@ class ReferenceEdges(EdgeEngine):
     @contextmanager
     def _layer(self, layer: int, given: Given, seen: Seen) -> Iterator[None]:
         model = self.engine.model
+        block = model.map.blocks[layer]
 
         def enter(value: Tensor) -> Tensor:
-            return given.embedding if layer == 0 and given.embedding is not None else value
+            seen.embedding = value if given.embedding is None else given.embedding
+            return seen.embedding
 
         def heads(value: Tensor) -> Tensor:
             z: Tensor = value.unflatten(-1, (model.n_heads, -1)).clone()
@@ -240,17 +262,25 @@ class ReferenceEdges(EdgeEngine):
             seen.z[layer] = z
             return z.flatten(-2)
 
-        def mlp(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-            seen.mlp[layer] = given.mlp.get(Node.of_mlp(layer), out)
-            return seen.mlp[layer]
+        def output(node: Node, addend: Addend, module: nn.Module, args: Any, out: Any) -> Any:
+            seen.outs[node] = given.outs.get(node, addend.of(out))
+            return addend.within(out, seen.outs[node])
 
-        block = model.module(layer, "block")
+        handles = []
         with ExitStack() as stack:
-            stack.enter_context(_before(block, enter))
-            stack.enter_context(_before(reader(model, layer, "attention"), self._reading(("heads", layer), given, seen)))
-            stack.enter_context(_before(model.module(layer, "out_proj"), heads))
-            stack.enter_context(_before(reader(model, layer, "mlp"), self._reading(("mlp", layer), given, seen)))
-            handles = [model.module(layer, "mlp").register_forward_hook(mlp)]
+            if layer == 0:
+                stack.enter_context(_before(model.module(layer, "block"), enter))
+            for part in PARTS:
+                if block.part(part) is not None:
+                    stack.enter_context(self._stream(layer, part, given, seen))
+            if block.heads is not None:
+                stack.enter_context(_before(model.module(layer, "out_proj"), heads))
+            elif block.attention is not None:
+                hook = partial(output, Node.of_attention(layer), block.attention)
+                handles.append(model.module(layer, "attention").register_forward_hook(hook))
+            if block.mlp is not None:
+                hook = partial(output, Node.of_mlp(layer), block.mlp)
+                handles.append(model.module(layer, "mlp").register_forward_hook(hook))
             if given.ports is not None and given.ports[0] == layer:
                 for path, places in by_module(model.map.ports(layer)).items():
                     norm = joint_norms(model, layer)[places[0]]
@@ -262,6 +292,30 @@ class ReferenceEdges(EdgeEngine):
             finally:
                 for handle in handles:
                     handle.remove()
+
+    @contextmanager
+    def _stream(self, layer: int, part: Part, given: Given, seen: Seen) -> Iterator[None]:
+        """What a part reads of the residual stream is recorded, and is what was given for it."""
+        model, place = self.engine.model, (_READERS[part], layer)
+        norm = norm_before(model, layer, part)
+        if norm is None or not model.map.blocks[layer].shares_norm:
+            with _before(reader(model, layer, part), self._reading(place, given, seen)):
+                yield
+            return
+
+        def record(value: Tensor) -> Tensor:
+            seen.read.setdefault(place, value)
+            return value
+
+        def read(value: Tensor) -> Tensor:  # attention and MLP read the same norm, so each is given its own behind it
+            if place not in given.read:
+                return value
+            with torch.no_grad():
+                normed: Tensor = norm.forward(given.read[place])
+            return normed
+
+        with _before(norm, record), _before(model.module(layer, part), read):
+            yield
 
     def _reading(self, place: tuple[str, int], given: Given, seen: Seen) -> Callable[[Tensor], Tensor]:
         def read(value: Tensor) -> Tensor:
@@ -291,13 +345,17 @@ class ReferenceEdges(EdgeEngine):
 def _gives(node: Node, seen: Seen) -> Tensor:
     """What a sender gave in a run: a head's output, an MLP's, or the embedding."""
     if node == INPUT:
-        return seen.read["heads", 0]
-    return seen.z[node.layer][..., node.head, :] if node.kind is Kind.HEAD else seen.mlp[node.layer]
+        assert seen.embedding is not None
+        return seen.embedding
+    return seen.z[node.layer][..., node.head, :] if node.kind is Kind.HEAD else seen.outs[node]
+
+
+def _part(node: Node) -> Part:
+    return "mlp" if node.kind is Kind.MLP else "attention"
 
 
 def _place(node: Node) -> tuple[str, int]:
-    kinds = {Kind.HEAD: "heads", Kind.MLP: "mlp"}
-    return (kinds[node.kind], node.layer) if node.kind in kinds else ("logits", 0)
+    return ("logits", 0) if node == LOGITS else (_READERS[_part(node)], node.layer)
 
 
 @contextmanager
@@ -307,7 +365,8 @@ def _before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[N
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (change(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: change(kwargs[first])}
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:

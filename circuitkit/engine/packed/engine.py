@@ -144,7 +144,12 @@ class PackedEngine(NodeEngine):
 
     def edges(self, circuit: Circuit | None = None, **options: Any) -> EdgeEngine:
         from circuitkit.engine.edges.engine import PackedEdges  # stands on this engine
+        from circuitkit.engine.edges.possible import not_fast
 
+        why = not_fast(self.model)
+        if why:
+            _log.info("Edges are scored by the naive path, one whole pass after the other: in %s %s.", self.model.name, why)
+            return self.oracle.edges(circuit, **options)
         return PackedEdges(self, circuit, **options)
 
     def replacements(self, mask: Bool[Tensor, " node"]) -> Replacements:

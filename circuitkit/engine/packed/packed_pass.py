@@ -149,7 +149,10 @@ class PackedPass:
             layer.skip_mlp(self._rows_of(value[..., -1:, :] if index == self._narrow_layer else value))
             return
         if index == self._narrow_layer:
-            layer.mlp_norm_in = layer.mlp_norm_in[:, -1:]
+            if layer.block.shares_norm:  # which ran before the attention
+                layer.mlp_in = layer.mlp_in[:, -1:]
+            else:
+                layer.mlp_norm_in = layer.mlp_norm_in[:, -1:]
         read = self._replacements.coordinates.read_by_mlp(layer)
         act = self._with_features((Site.MLP_ACT, index), lambda: Seen(layer.mlp_act))
         if act is not None:

@@ -218,7 +218,9 @@ class Replacements:
             assert z is not None
             acts, source = z, None if source is None else self._pick(source, rows).expand_as(z)
         else:
-            acts = self._blank(layer, source, (self._model.n_heads, self._model.d_heads // self._model.n_heads))
+            heads = self._model.map.blocks[layer].heads
+            assert heads is not None
+            acts = self._blank(layer, source, (heads.n_heads, heads.d_value))
         made = []
         for head in range(self._model.n_heads):  # here and not in a function of its own: someone debugs a patcher from this stack
             of_head = None if source is None else source[..., head, :]

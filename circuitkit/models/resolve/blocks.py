@@ -228,8 +228,15 @@ def _one(record: Record, layer: Layer, groups: list[list[Site]], terms: list[Ter
     record.once(call.path)
     owner = _owner(record, layer, call, [term.sites[0][0].path for term in terms if term is not terms[place]])
     norm, read, reads, is_whole = _reader(record, layer, owner, call, streams)
-    addend = Addend(call.path, item, call.n_items, norm, post_norm, terms[place].scale, whole=is_whole)
-    return Added(addend, call, owner, value, read, reads, _is_mixer(record, owner))
+    is_mixer = _is_mixer(record, owner)
+    if next(out.shape for at, out in call.outputs if at == item) != layer.left.shape:
+        raise ModelError(
+            f"{call.path} gives rows and positions as one axis, of shape {tuple(call.outputs[0][1].shape)}. Expected row x position x "
+            "width, so that a position can be told from another; such models cannot be taken apart yet."
+        )
+    is_whole = is_whole and (is_mixer or len(call.args) + len(call.kwargs) == 1)
+    addend = Addend(call.path, item, call.n_items, norm, post_norm, terms[place].scale, is_whole)
+    return Added(addend, call, owner, value, read, reads, is_mixer)
 
 
 def _owner(record: Record, layer: Layer, call: Call, others: list[str]) -> Call:

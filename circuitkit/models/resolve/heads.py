@@ -104,15 +104,17 @@ def _projection(record: Record, calls: Iterable[Call], read: Tensor, part: Float
     """
     ids, width = record.ids, part.shape[-1]
     calls = [call for call in calls if len(call.inputs) == 1 and call.outputs]
-    first = part[:, :, 0]
+    first, norm = part[:, :, 0], None
     for _ in range(3):
         fitting = [(call, found) for call in calls if (found := columns(first_position(call.outputs[0][1], ids), first)) is not None]
         for call, found in fitting:
             if alike(call.inputs[0][1], read) and is_affine(call):
-                return Projection(call.path, found, width)
+                return Projection(call.path, found, width, norm)
         if not fitting:
             return None
         behind = fitting[-1][0]  # the last to end is the last to change them
+        if behind.inputs[0][1].shape[-1] > width:  # of all heads together
+            norm = behind.path
         first = first_position(behind.inputs[0][1], ids)
         if first.shape[-1] % width:
             return None

@@ -39,7 +39,7 @@ def key(hf: nn.Module) -> str | None:
     Returns:
         A hash; None for a class that is not of transformers, whose code may change between two starts.
     """
-    config = getattr(hf, "config", None)
+    config: Any = getattr(hf, "config", None)
     if not type(hf).__module__.startswith("transformers.") or not hasattr(config, "to_dict"):
         return None
     if any(not type(module).__module__.startswith(("transformers.", "torch.")) for module in hf.modules()):
@@ -67,7 +67,7 @@ def _code() -> str:
 
 
 def kept(name: str, hf: nn.Module) -> ModelMap | None:
-    """The map of this key, if there is one that can be read and whose paths and sizes fit the model."""
+    """The map of this key, if there is one that can be read and whose paths the model has."""
     where = folder()
     if where is None or not (where / f"{name}.json").exists():
         return None
@@ -124,14 +124,5 @@ def _heads(value: Mapping[str, Any]) -> Heads:
 
 
 def _fits(found: ModelMap, hf: nn.Module) -> bool:
-    """Whether every path is a module of the model, and the projections are as wide as heads need them."""
-    modules = dict(hf.named_modules())
-    paths = {found.embed, found.unembed, found.final_norm}
-    for block in found.blocks:
-        paths |= {block.module, block.neurons}
-        for addend in block.addends:
-            paths |= {addend.module, addend.norm, addend.post_norm}
-        if block.heads is not None:
-            ports = [port for port in (block.heads.queries, block.heads.keys, block.heads.values) if port is not None]
-            paths |= {block.heads.out_proj, *(port.module for port in ports)}
-    return bool(found.blocks) and paths - {None} <= modules.keys()
+    """Whether every path is a module of the model."""
+    return bool(found.blocks) and set(found.paths) <= {path for path, _ in hf.named_modules()}

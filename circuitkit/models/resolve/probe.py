@@ -116,7 +116,12 @@ def inside(path: str, outer: str) -> bool:
 def forward_names(hf: nn.Module) -> frozenset[str]:
     """The names that a model's forward declares, of the arguments that we may hand it."""
     known = {"attention_mask", "position_ids", "use_cache", "past_key_values", "logits_to_keep"}
-    return frozenset(known & set(inspect.signature(type(hf).forward).parameters))
+    parameters = inspect.signature(type(hf).forward).parameters
+    names = known & set(parameters)
+    takes_more = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    if isinstance(hf, PreTrainedModel) and takes_more and "past_key_values" in names:
+        names |= {"use_cache"}  # handed on to the model inside
+    return frozenset(names)
 
 
 def logits_of(hf: nn.Module, ids: Int[Tensor, "row pos"], **inputs: Any) -> Tensor:
@@ -156,7 +161,7 @@ def record(hf: nn.Module, ids: Int[Tensor, "row pos"], **inputs: Any) -> Record:
     clock = iter(range(1 << 62))
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = [*enumerate(args), *kwargs.items()]
+        given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         inputs: list[Input] = [(key, value.detach().clone()) for key, value in given if _is_kept(value, ids)]
         copies = dict(inputs)
         kept = tuple(copies.get(place, value) for place, value in enumerate(args))
@@ -174,8 +179,8 @@ def record(hf: nn.Module, ids: Int[Tensor, "row pos"], **inputs: Any) -> Record:
             call.outputs = [(place, item.detach().clone()) for place, item in enumerate(out) if _is_kept(item, ids)]
 
     def see(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, z: Tensor, pattern: Tensor | None) -> Tensor:
-        kept = [tensor.detach().clone() for tensor in (q, k, v, z)]
-        attentions.append(Attention(paths[module], *kept, None if pattern is None else pattern.detach().clone()))
+        one, two, three, four = (tensor.detach().clone() for tensor in (q, k, v, z))
+        attentions.append(Attention(paths[module], one, two, three, four, None if pattern is None else pattern.detach().clone()))
         return z
 
     handles = []
@@ -241,7 +246,7 @@ def _configs(hf: nn.Module) -> list[Any]:
     models = [module for module in hf.modules() if isinstance(module, PreTrainedModel)]
     if not any(model._can_set_attn_implementation() for model in models):
         return []
-    found = {id(model.config): model.config for model in models}
+    found: dict[int, Any] = {id(model.config): model.config for model in models}
     for module in hf.modules():  # modules of some families read a copy
         config = vars(module).get("config")
         if hasattr(config, "_attn_implementation_internal"):

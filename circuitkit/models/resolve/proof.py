@@ -103,12 +103,13 @@ def again(record: Record, names: frozenset[str], causal: bool) -> tuple[frozense
         ModelError: The same tokens give other logits.
     """
     ids, inputs = record.ids.clone(), dict[str, Tensor]()
-    pads = 2 if causal and {"attention_mask", "position_ids"} <= names else 0
+    pads = 2 if causal and "attention_mask" in names else 0
     if pads:
         ids[1, pads:] = record.ids[0, :-pads]
         mask = torch.ones_like(ids)
         mask[1, :pads] = 0
         inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        inputs = {name: value for name, value in inputs.items() if name in names}
     logits = _once_more(record, ids, inputs)
     same_twice = Evidence("the same twice", "", error(logits[0], record.logits[0]))
     if pads and not same_twice.error <= 0.3 * tolerance(logits.dtype):  # it may count positions in its own way (RoBERTa)
@@ -146,6 +147,32 @@ def nothing_passes_by(record: Record, found: ModelMap) -> Evidence:
     finally:
         handle.remove()
     return _held(Evidence("all of the logits come from the last layer", block.module, error(logits[2], record.logits[0])), logits)
+
+
+def holds_keys(hf: nn.Module, ids: Int[Tensor, "row pos"], logits: Float[Tensor, "row pos d_vocab"]) -> Evidence:
+    """Runs all but the last three tokens, then these with the keys and values of the others handed back."""
+    with torch.no_grad():
+        try:
+            held = hf(ids[:, :-3], use_cache=True).past_key_values
+            found = hf(ids[:, -3:], use_cache=True, past_key_values=held).logits
+        except Exception:  # whatever a model does that cannot
+            return Evidence(_HELD, "", float("inf"))
+    return Evidence(_HELD, "", error(found, logits[:, -3:]))
+
+
+_HELD = "keys and values handed back"
+
+
+def check_alike(found: ModelMap) -> None:
+    """Raises:
+    ModelError: The layers have different numbers of heads.
+    """
+    shapes = {(heads.n_heads, heads.d_value): block.module for block in found.blocks if (heads := block.heads) is not None}
+    if len(shapes) > 1:
+        said = ", ".join(f"{n_heads} of width {d_value} in {path}" for (n_heads, d_value), path in shapes.items())
+        raise ModelError(
+            f"The layers have different heads: {said}. Expected the same in every layer with heads; such models are not taken yet."
+        )
 
 
 def _once_more(record: Record, ids: Int[Tensor, "row pos"], inputs: dict[str, Tensor]) -> Tensor:

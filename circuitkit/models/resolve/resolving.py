@@ -67,11 +67,15 @@ def _proved(hf: nn.Module, config: Any, sums: Mapping[str, float]) -> ModelMap:
     proof.check_unchanged(sums, proof.weights_sum(hf))
     if not bool(torch.isfinite(own.logits).all()):
         raise ModelError("The model gives logits that are no finite numbers for random tokens. Expected numbers; check its weights.")
-    probed = own if twin is None else record(twin, ids)
+    probed = own if twin is None else record(twin, ids.cpu())
     later = max(proof.is_causal(own.logits), proof.is_causal(probed.logits))
     causal = later <= tolerance(own.logits.dtype)
     names, checks = proof.again(own, forward_names(hf), causal)
     found = replace(_found(hf, probed, config), causal=causal, forward=names)
+    proof.check_alike(found)
+    if found.caches and twin is not None:
+        checks.append(proof.holds_keys(twin, ids.cpu(), probed.logits))
+        found = replace(found, caches=checks[-1].error <= 10 * tolerance(probed.logits.dtype))
     if not found.direct:
         checks.append(proof.nothing_passes_by(own, found))
     return replace(found, evidence=(*proof.evidence(found, own), *checks, Evidence("later tokens do not matter", "", later)))
@@ -197,7 +201,7 @@ def _gives_logits(hf: nn.Module, probed: Record) -> bool:
 
 
 def _config(hf: nn.Module) -> Any:
-    config = getattr(hf, "config", None)
+    config: Any = getattr(hf, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else None
 
 

@@ -72,10 +72,20 @@ def _block(block: Block, narrow: int, wide: int) -> Block:
     if block.heads is None:
         return block
 
-    def scaled(port: Projection | None) -> Projection | None:
-        return port and Projection(port.module, tuple(start // narrow * wide for start in port.starts), port.width // narrow * wide)
-
     heads = block.heads
-    ports = {"queries": scaled(heads.queries), "keys": scaled(heads.keys), "values": scaled(heads.values)}
-    d_head, d_value = heads.d_head // narrow * wide, heads.d_value // narrow * wide
-    return replace(block, heads=replace(heads, d_head=d_head, d_value=d_value, **ports))
+
+    def scaled(port: Projection | None) -> Projection | None:
+        starts = () if port is None else tuple(start // narrow * wide for start in port.starts)
+        return port and replace(port, starts=starts, width=port.width // narrow * wide)
+
+    return replace(
+        block,
+        heads=replace(
+            heads,
+            d_head=heads.d_head // narrow * wide,
+            d_value=heads.d_value // narrow * wide,
+            queries=scaled(heads.queries),
+            keys=scaled(heads.keys),
+            values=scaled(heads.values),
+        ),
+    )
