@@ -57,7 +57,7 @@ class HeadSlices:
     def most_bytes(self) -> int:
         """What is held at most: a copy of the weights of every projection."""
         weights = [self._model.hf.get_submodule(path).weight for path in _paths(self._model)]
-        return sum(weight.numel() * weight.dtype.itemsize for weight in weights)  # type: ignore[operator, union-attr, misc]
+        return sum(weight.numel() * weight.dtype.itemsize for weight in weights)  # type: ignore[operator, misc]
 
     def read_heads(self, heads: Heads) -> Heads:
         """The key/value heads that some heads read."""
