@@ -251,7 +251,7 @@ def made(cls, folder):
         "Identity": {"width": 2},
         "Rotation": {"width": 3, "n_features": 2},
         "PCA": {"mean": few, "directions": three},
-        "Soft": {"patcher": Zero(), "mask": {Node.head(0, 1): 0.5}},
+        "Soft": {"patcher": Zero(), "mask": {Node.of_head(0, 1): 0.5}},
     }
     others = {
         "EdgePruning": {"circuit": second, "edge_patcher": Zero()},
@@ -264,7 +264,7 @@ def made(cls, folder):
         "JumpReLU": {"threshold": few + 1},
         "PCA": {"mean": few + 1, "directions": three + 1},
         "FromFile": {"path": first},
-        "Soft": {"patcher": Mean(), "mask": {Node.head(0, 1): 0.25}},
+        "Soft": {"patcher": Mean(), "mask": {Node.of_head(0, 1): 0.25}},
         "NextWord": {"vocabulary": "days"},
     }.get(cls.__name__, {})
     others = {"corruption": "repeat_last"} | others
