@@ -41,6 +41,8 @@ class HeadSlices:
         ports = [each.ports for each in heads]
         if not heads or any(found is None or any(port.norm is not None for port in found) for found in ports):
             return False
+        if any(each.gated or each.d_value != each.d_head for each in heads):  # a gate may lie in the same projection
+            return False
         if len({each.n_kv_heads for each in heads}) > 1:  # heads would read other keys and values in other layers
             return False
         modules = [model.hf.get_submodule(path) for path in _paths(model)]

@@ -295,7 +295,8 @@ def test_quirks_of_families_are_found(model_type, kinds):
     heads, width = block.heads, hf.config.hidden_size
     assert block.parallel == (model_type in ("gptj", "falcon", "cohere"))
     assert (block.attention or block.mlp).scale == (0.7 if model_type == "granite" else 1.0)
-    assert found.no_edges == ("" if model_type != "bloom" else found.no_edges) and bool(found.no_edges) == (model_type == "bloom")
+    assert all(addend.whole for each in found.blocks for addend in each.addends) == (model_type != "bloom")
+    assert found.in_place == (model_type == "falcon")
     if heads is None:
         return
     d = heads.d_head
@@ -320,7 +321,7 @@ def test_encoders_look_ahead(model_type):
     found = resolve(tiny_masked_model(model_type))
     assert (found.causal, found.additive, found.direct) == (False, model_type == "modernbert", False)
     assert all(block.heads.ports is not None and block.neurons is not None for block in found.blocks)
-    assert ("norm" in found.no_edges) == (model_type == "bert")
+    assert found.additive == (model_type != "bert")
 
 
 @pytest.mark.parametrize(("model_type", "sentence"), [("bitnet", "mixes heads behind z"), ("mbart", ""), ("blt", "logits come from")])

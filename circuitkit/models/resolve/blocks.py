@@ -235,7 +235,7 @@ def _one(record: Record, layer: Layer, groups: list[list[Site]], terms: list[Ter
             "width, so that a position can be told from another; such models cannot be taken apart yet."
         )
     is_whole = is_whole and (is_mixer or len(call.args) + len(call.kwargs) == 1)
-    addend = Addend(call.path, item, call.n_items, norm, post_norm, terms[place].scale, is_whole)
+    addend = Addend(call.path, item, call.n_items, norm, post_norm, terms[place].scale, is_whole, call.listed)
     return Added(addend, call, owner, value, read, reads, is_mixer)
 
 

@@ -112,6 +112,7 @@ def _found(hf: nn.Module, probed: Record, config: Any) -> ModelMap:
         interface=bool(probed.attentions),
         additive=all(is_sum for _, is_sum in described),
         direct=ends.direct,
+        in_place=probed.in_place,
     )
 
 
