@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -58,8 +60,8 @@ class HeadSlices:
     @property
     def most_bytes(self) -> int:
         """What is held at most: a copy of the weights of every projection."""
-        weights = [self._model.hf.get_submodule(path).weight for path in _paths(self._model)]
-        return sum(weight.numel() * weight.dtype.itemsize for weight in weights)  # type: ignore[operator, union-attr, misc]
+        modules: list[Any] = [self._model.hf.get_submodule(path) for path in _paths(self._model)]
+        return sum(module.weight.numel() * module.weight.dtype.itemsize for module in modules)
 
     def read_heads(self, heads: Heads) -> Heads:
         """The key/value heads that some heads read."""
