@@ -18,6 +18,7 @@ from circuitkit.models.architectures import ARCHITECTURES
 from circuitkit.models.model_map import Addend, Block, Heads, Projection
 from circuitkit.models.resolve import resolve, resolving
 from circuitkit.models.resolve.probe import record
+from circuitkit.models.resolve.thin import thin, widened
 from circuitkit.models.tiny import tiny_masked_model, tiny_model
 
 
@@ -260,6 +261,23 @@ def test_a_model_without_weights_has_the_map_of_the_one_with(family):
     with torch.device("meta"):
         empty = type(hf)(hf.config)
     assert resolve(empty) == resolve(hf)
+
+
+@pytest.mark.parametrize("model_type", ["falcon", "mamba", "helium"])
+def test_widths_that_must_fit_each_other_are_kept(model_type):
+    hf = tiny_model(model_type)
+    with torch.device("meta"):
+        empty = type(hf)(hf.config)
+    assert resolve(empty) == resolve(hf)
+
+
+def test_a_narrow_model_that_has_other_heads_is_refused():
+    """A width that the configuration leaves alone would be scaled twice, which no projection has."""
+    hf = tiny_hf("gpt2", n_heads=4, d_head=16)
+    made = thin(hf)
+    found = resolve(made.hf)
+    with pytest.raises(ModelError, match="should have 128 columns"):
+        widened(found, replace(made, wide=32), hf)
 
 
 def _kinds(found):
