@@ -23,7 +23,7 @@ from circuitkit.engine.units import Units
 from circuitkit.jobs import folders, outcome
 from circuitkit.jobs.finished import AlreadyFinished, Finished
 from circuitkit.jobs.metrics import metric_of
-from circuitkit.jobs.models import SHELF
+from circuitkit.jobs.model_shelf import SHELF
 from circuitkit.jobs.objectives import Objective
 from circuitkit.jobs.saved import saved
 from circuitkit.loggers import JsonlLogger, Logger

@@ -15,7 +15,7 @@ import torch
 
 from bench.measure import Options, Table, say
 from circuitkit.jobs.doctor import number
-from circuitkit.jobs.model_types import VERDICTS, TypeReport, examine_type, made_with
+from circuitkit.jobs.models import VERDICTS, TypeReport, examine_type, made_with
 from circuitkit.models.checks import Check
 from circuitkit.models.tiny import causal_types
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import os, sys
 from circuitkit.cli import main
-from circuitkit.jobs.models import SHELF
+from circuitkit.jobs.model_shelf import SHELF
 
 taken, take = [], SHELF.take
 SHELF.take = lambda key, load: take(key, lambda: taken.append(key) or load())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from circuitkit.jobs.model_types import examine_type
+from circuitkit.jobs.models import examine_type
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Expected:
     Attributes:
         model_type: As transformers names it.
         quirk: Why it is here.
-        verdict: As in ``model_types.VERDICTS``.
+        verdict: As in ``models.VERDICTS``.
         says: A part of the reason.
     """
 

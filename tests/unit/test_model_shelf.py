@@ -11,7 +11,7 @@ from models_for_tests import tiny_model
 
 from circuitkit.core.errors import ConfigError
 from circuitkit.jobs.finished import Finished
-from circuitkit.jobs.models import ModelShelf
+from circuitkit.jobs.model_shelf import ModelShelf
 from circuitkit.jobs.objectives import Number, SizeAbove
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from circuitkit.core.errors import ConfigError, ModelError
 from circuitkit.core.findings import Finding
-from circuitkit.jobs import model_types
-from circuitkit.jobs.model_types import TimeUp, TypeReport, chosen, examine_type, finding, judged, show, within
+from circuitkit.jobs import models
+from circuitkit.jobs.models import TimeUp, TypeReport, chosen, examine_type, finding, judged, show, within
 from circuitkit.models.checks import Check
 from circuitkit.models.tiny import causal_types
 
@@ -49,16 +49,16 @@ def test_the_worst_check_decides(found, verdict, says):
     [(ModelError("A sentence."), "refused", "A sentence."), (KeyError("layers"), "bug", "not resolved: KeyError: 'layers'")],
 )
 def test_what_resolution_raises_is_told_apart(monkeypatch, error, verdict, why):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr(model_types, "HookedModel", refuse)
+    monkeypatch.setattr(models, "HookedModel", refuse)
     report = examine_type("gpt2")
     assert (report.verdict, report.why, report.checks) == (verdict, why, ())
 
 
 def test_a_type_that_takes_too_long_is_given_up(monkeypatch):
-    monkeypatch.setattr(model_types, "tiny_model", lambda _: time.sleep(60))
+    monkeypatch.setattr(models, "tiny_model", lambda _: time.sleep(60))
     before = signal.getsignal(signal.SIGALRM)
     report = examine_type("gpt2", seconds=0.05)
     assert (report.verdict, report.why) == ("bug", "not done within 0.05 s, after nothing")
