@@ -26,6 +26,7 @@ from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.models.blocks import Part, norm_behind
 from circuitkit.models.checks import tolerance
 from circuitkit.models.hooked import HookedModel, Layer
+from circuitkit.models.linear import check_sums
 from circuitkit.models.norms import HeldNorm
 
 BIAS = "bias"
@@ -93,6 +94,7 @@ def check_linear(model: HookedModel) -> None:
     Raises:
         ModelError: It is none; the text says why.
     """
+    check_sums(model, "Shares in the logits")
     remedy = "Use a model of another family, or measure the parts by removing them (method=knockout)."
     if not model.map.additive or not model.map.direct or len(model.universe) != model.n_layers * (model.n_heads + 1):
         why = (

@@ -28,6 +28,7 @@ from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.packed.memory import RowBudget
 from circuitkit.models.blocks import norm_behind
 from circuitkit.models.hooked import HookedModel, Layer
+from circuitkit.models.linear import check_sums
 from circuitkit.models.norms import HeldNorm
 
 DEFINITION = (
@@ -73,6 +74,7 @@ def ov_scores(model: HookedModel, prompts: PromptSet, *, k: int = 5, successors:
     """
     if model.n_layers < 2:
         raise ModelError(f"OV scores read the residual stream behind the first block, and {model.name} has one layer. Use a deeper model.")
+    check_sums(model, "OV scores")
     if not 1 <= k < model.d_vocab:
         raise MeasurementError(f"k must be from 1 to {model.d_vocab - 1}, the number of tokens less one; found {k}.")
     word = cache(partial(_word, model))

@@ -42,6 +42,23 @@ _NO_MATRIX = (
 )
 
 
+def check_sums(model: HookedModel, what: str) -> None:
+    """Refuses a model in which what single heads add does not sum up to what the attention adds.
+
+    Args:
+        model: The model.
+        what: What needs that, for the sentence.
+
+    Raises:
+        ModelError: Its output projections round what they read.
+    """
+    if (model.settings.get("quantization_config") or {}).get("load_in_8bit"):
+        raise ModelError(
+            f"{what} need what each head adds by itself, and in 8 bits the output projection rounds all heads of a position together. Take "
+            "model.quantization=bnb_4bit, which rounds weights alone, or the plain weights."
+        )
+
+
 def _fits(module: nn.Module, matrix: Float[Tensor, "read written"]) -> bool:
     """Whether the module multiplies by this matrix, tried on a vector."""
     probe = torch.linspace(-1, 1, len(matrix)).to(matrix)

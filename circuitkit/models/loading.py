@@ -60,10 +60,11 @@ class _Found:
     config: PreTrainedConfig
     code: Mapping[str, str]
 
-    def hooked(self, name: str | None, hf: PreTrainedModel, **others: Any) -> HookedModel:
+    def hooked(self, name: str | None, hf: PreTrainedModel, *, made_of: Mapping[str, Any] | None = None, **others: Any) -> HookedModel:
         """The model under its name: only the last part of a path, because names of files are made of it."""
         called = Path(name or self.source).name or Path(self.source).resolve().name
-        return HookedModel(hf, _tokenizer(self), name=called, revision=self.commit, **others)
+        origin = {**({"own_code": dict(self.code)} if self.code else {}), **(made_of or {})}
+        return HookedModel(hf, _tokenizer(self), name=called, revision=self.commit, origin=origin, **others)
 
 
 def load_model(
@@ -118,22 +119,28 @@ def load_model(
     placement = {} if tp_plan is not None else _placement(device_map, max_memory, offload_folder)
     found = _found(source, revision, local_files_only, trust_remote_code)
     if tp_plan is not None:
-        placement = options_of(tp_plan, _without_weights(found, "float32", attention))
+        return _over_processes(found, name, tp_plan, dtype, attention)
+    made_of: dict[str, Any] = {}
     if quantization is not None:
         placement |= quantization_of(quantization, found.config, dtype)
-    origin: dict[str, Any] = {"own_code": dict(found.code)} if found.code else {}
-    origin |= {"quantization": quantization} if quantization else {}
-    with _quiet(source in ZOO):
-        hf = _weights(found, dtype=dtype, attn_implementation=_attention(attention, found.config), **placement)
-    if tp_plan is not None:
-        settle(hf)
+        made_of["quantization"] = quantization
+    hf = _weights(found, dtype=dtype, attn_implementation=_attention(attention, found.config), **placement)
     if quantization is not None:
         settle_quantized(hf)
     if adapter is not None:
         base = HUB_MODELS[source].repo if source in HUB_MODELS else source
-        hf, made_of = adapted(hf, adapter, base, local_files_only=local_files_only)
-        origin |= made_of
-    return found.hooked(name, hf, folder=found.folder, origin=origin)
+        hf, told = adapted(hf, adapter, base, local_files_only=local_files_only)
+        made_of |= told
+    return found.hooked(name, hf, folder=found.folder, made_of=made_of)
+
+
+def _over_processes(found: _Found, name: str | None, plan: str, dtype: str, attention: str) -> HookedModel:
+    """The model laid over the processes of this launch."""
+    shape = _without_weights(found, "float32", attention)
+    hf = _weights(found, dtype=dtype, attn_implementation=_attention(attention, found.config), **options_of(plan, shape))
+    settle(hf)
+    # Each process finds the map by itself, without passes that the others would have to make too.
+    return found.hooked(name, hf, folder=found.folder, map=HookedModel(shape).map)
 
 
 def load_shape(
@@ -307,9 +314,10 @@ def _weights(found: _Found, **options: Any) -> PreTrainedModel:
     folder, source = found.folder, found.source
     fixed = {"use_safetensors": True, "trust_remote_code": bool(found.code), "local_files_only": True}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, **fixed, **options, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with _quiet(source in ZOO):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, **fixed, **options, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except SafetensorError as error:
         raise ModelError(f"The weights of {source} are damaged ({brief(error)}). Delete and download or save them again.") from error
     except torch.OutOfMemoryError as error:

@@ -57,10 +57,13 @@ def options_of(plan: str, shape: PreTrainedModel) -> dict[str, Any]:
 
 
 def rules_of(shape: PreTrainedModel) -> dict[str, str]:
-    """What is split how, by pattern: linear maps below numbered layers by columns. Of the family's own plan only experts are left."""
-    tied = shape.get_output_embeddings() if shape.config.tie_word_embeddings else None
+    """What is split how, by pattern: linear maps by columns; of the family's own plan only experts are left.
+
+    The unembedding stays whole, as the embedding does, because passes read a few of its rows.
+    """
+    unembed = shape.get_output_embeddings()
     own = {name: style if "experts" in name else _WHOLE for name, style in (getattr(shape, "tp_plan", None) or {}).items()}
-    linear = {_pattern(path) for path, module in shape.named_modules() if type(module) is nn.Linear and module is not tied}
+    linear = {_pattern(path) for path, module in shape.named_modules() if type(module) is nn.Linear and module is not unembed}
     return {**own, **{path: _BY_COLUMNS for path in linear if "experts" not in path}}
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from circuitkit.analysis.direct_attribution import direct_attribution
+from circuitkit.analysis.ov_scores import ov_scores
 from circuitkit.core.errors import ModelError
 from circuitkit.engine import PackedEngine
 from circuitkit.metrics import LogitDiff
@@ -15,7 +17,7 @@ from circuitkit.models import quantized
 from circuitkit.models.linear import matrix_of
 from circuitkit.models.loading import load_model
 from circuitkit.models.slices import HeadSlices
-from circuitkit.patchers import Zero
+from circuitkit.patchers import Resample, Zero
 
 sys.path.insert(0, str(Path(__file__).parent))
 from models_for_tests import planted_prompts  # noqa: E402
@@ -64,6 +66,24 @@ def test_what_needs_plain_matrices_refuses(folder, kind):
     with pytest.raises(ModelError, match="quantised"):
         matrix_of(model.module(0, "out_proj"))
     assert not HeadSlices.possible(model)
+
+
+def test_in_eight_bits_what_needs_single_heads_refuses(folder):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model, prompts = load_model(path=folder, device_map="cpu", quantization="bnb_8bit"), planted_prompts()
+    engine = PackedEngine(model, prompts, Zero(), LogitDiff())
+    for asks in (engine.edges, lambda: direct_attribution(model, prompts), lambda: ov_scores(model, prompts)):
+        with pytest.raises(ModelError, match="in 8 bits the output projection rounds all heads of a position together"):
+            asks()
+
+
+def test_in_four_bits_edges_are_those_of_the_oracle(folder):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model = load_model(path=folder, device_map="cpu", quantization="bnb_4bit")
+    edges = PackedEngine(model, planted_prompts(), Zero(), LogitDiff()).edges(patcher=Resample())
+    masks = edges.universe.full().repeat(2, 1)
+    masks[1, ::7] = False
+    assert torch.allclose(edges.score(masks), edges.oracle.score(masks), atol=1e-4)
 
 
 def test_in_four_bits_heads_sum_up(folder):

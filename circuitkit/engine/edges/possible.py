@@ -5,6 +5,7 @@ from __future__ import annotations
 from circuitkit.core.errors import ModelError
 from circuitkit.core.node import Level
 from circuitkit.models.hooked import HookedModel
+from circuitkit.models.linear import check_sums
 
 
 def check_streams(model: HookedModel, level: Level) -> None:
@@ -13,6 +14,7 @@ def check_streams(model: HookedModel, level: Level) -> None:
     Raises:
         ModelError: It is one; the text says where and why.
     """
+    check_sums(model, "Edges")
     why = _no_edges(model, level)
     if why:
         raise ModelError(
