@@ -98,7 +98,7 @@ def _merged(hf: PreTrainedModel, folder: Path, adapter: str, base: str) -> PreTr
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
     own = {f"base_model.model.{name}" for name in hf.state_dict()}
-    ids = torch.arange(8, device=hf.get_input_embeddings().weight.device)[None] % hf.config.get_text_config().vocab_size
+    ids = torch.arange(8, device=next(hf.parameters()).device)[None] % hf.config.get_text_config().vocab_size
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             given = set(file.keys())

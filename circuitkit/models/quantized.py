@@ -54,7 +54,7 @@ def settle_quantized(hf: PreTrainedModel) -> None:
 
     It also says in every product of 8-bit weights that it computes in float16: once, here, is enough.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in hf.modules():
         if isinstance(module, Linear4bit):

@@ -50,7 +50,7 @@ def options_of(plan: str, shape: PreTrainedModel) -> dict[str, Any]:
     share = split / sum(weight.numel() for weight in shape.parameters())
     _log.info("%d processes hold one model: %.0f %% of its weights are split by columns.", count, 100 * share)
     try:
-        from transformers.distributed import DistributedConfig
+        from transformers.distributed.configuration_utils import DistributedConfig
     except ImportError as error:
         raise ModelError("model.tp_plan needs a newer transformers, with transformers.distributed. Update it.") from error
     return {"distributed_config": DistributedConfig(tp_size=count, tp_plan=rules)}

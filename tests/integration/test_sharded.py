@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from test_distributed import BIN, free_port, launched
 
-FAST = ["model=tiny_llama", "task=months", "task.n=4", "logger=jsonl"]
+pytestmark = pytest.mark.slow
+
+SMALL = ["model=tiny_llama", "task=months", "task.n=4", "logger=jsonl"]
 
 
 def command(*overrides: str, processes: int = 2) -> list[str]:
@@ -26,10 +28,10 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     made = {}
     for name, processes, extra in (("one", 1, []), ("two", 2, ["model.tp_plan=auto"])):
         made[name] = folder / name
-        done = launched(*command(*FAST, f"dir={made[name]}", *extra, processes=processes), cwd=folder)
+        done = launched(*command(*SMALL, f"dir={made[name]}", *extra, processes=processes), cwd=folder)
         assert done.returncode == 0, done.stderr
         edges = ["method=edge_pruning", f"method.circuit={made['one'] / 'circuit.json'}", f"dir={made[name]}-edges"]
-        done = launched(*command(*FAST, *edges, *extra, processes=processes), cwd=folder)
+        done = launched(*command(*SMALL, *edges, *extra, processes=processes), cwd=folder)
         assert done.returncode == 0, done.stderr
         assert not extra or re.search(r"2 processes hold one model: \d\d % of its weights are split", done.stdout + done.stderr)
     return made
@@ -52,16 +54,16 @@ def test_the_circuit_file_is_that_of_one_process(runs, what):
     ],
 )
 def test_refusals(tmp_path, overrides, sentence):
-    done = launched(*command(*FAST, f"dir={tmp_path / 'run'}", *overrides), cwd=tmp_path)
+    done = launched(*command(*SMALL, f"dir={tmp_path / 'run'}", *overrides), cwd=tmp_path)
     assert done.returncode != 0 and sentence in done.stderr
 
 
 def test_one_process_cannot_share(tmp_path):
-    done = launched(*command(*FAST, "model.tp_plan=auto", f"dir={tmp_path / 'run'}", processes=1), cwd=tmp_path)
+    done = launched(*command(*SMALL, "model.tp_plan=auto", f"dir={tmp_path / 'run'}", processes=1), cwd=tmp_path)
     assert done.returncode == 1 and "there is one. Start them with `torchrun" in done.stderr
     assert not os.path.exists(tmp_path / "run" / "circuit.json")
 
 
 def test_neither_swept_nor_gone_on_with(tmp_path):
-    done = launched(*command(*FAST, "-m", "task.n=4,6", "model.tp_plan=auto", f"dir={tmp_path / 'sweep'}"), cwd=tmp_path)
+    done = launched(*command(*SMALL, "-m", "task.n=4,6", "model.tp_plan=auto", f"dir={tmp_path / 'sweep'}"), cwd=tmp_path)
     assert done.returncode != 0 and "can neither be swept over nor gone on with" in done.stderr
