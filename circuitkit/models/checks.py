@@ -164,20 +164,22 @@ def groups(model: HookedModel, prompts: PromptSet) -> Check:
     layers = [layer for layer, block in enumerate(model.map.blocks) if block.heads is not None and block.heads.values is not None]
     if not layers:
         return Check.of("groups", "query heads read the values of their key/value head", 0.0, 0.0, "the map names no values of heads")
-    n_groups, share = model.n_kv_heads, model.n_heads // model.n_kv_heads
     one = prompts.clean[:1]
     resids = held(model, one)
-    rows = one.repeat(n_groups, 1)
-    expected = torch.arange(model.n_heads) // share == torch.arange(n_groups)[:, None]
     wrong = []
     for index in layers:
+        n_groups = _n_groups(model, index)
+        rows = one.repeat(n_groups, 1)
+        expected = torch.arange(model.n_heads) // (model.n_heads // n_groups) == torch.arange(n_groups)[:, None]
         resid = resids[index].repeat(n_groups, 1, 1)
         untouched = _z(model, rows, index, resid)
         with _values_removed(model, index):
             found = _z(model, rows, index, resid)
         changed = (found != untouched).any(-1).any(1).cpu()
         wrong += [f"a{index}.h{head}" for head in (changed != expected).any(0).nonzero().flatten().tolist()]
-    what = f"{model.n_heads} query heads read the values of {n_groups} key/value heads, {share} each (number of heads that do not)"
+    found = sorted({_n_groups(model, index) for index in layers})
+    each = " or ".join(f"{n} key/value heads, {model.n_heads // n} each" for n in found)
+    what = f"{model.n_heads} query heads read the values of {each} (number of heads that do not)"
     return Check.of("groups", what, len(wrong), 0.0, shortened(wrong))
 
 
@@ -315,6 +317,12 @@ def _sites(layer: Layer) -> list[str]:
     return [site for site, part in there.items() if part is not None]
 
 
+def _n_groups(model: HookedModel, layer: int) -> int:
+    heads = model.map.blocks[layer].heads
+    assert heads is not None
+    return heads.n_kv_heads
+
+
 def _z(model: HookedModel, ids: Tensor, index: int, resid: Tensor) -> Tensor:
     """The heads' outputs in one layer."""
     seen: list[Tensor] = []
@@ -331,7 +339,7 @@ def _values_removed(model: HookedModel, index: int) -> Iterator[None]:
 
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         out = out.clone()
-        for group in range(model.n_kv_heads):
+        for group in range(values.n_heads):
             out[group, :, values.starts[group] : values.starts[group] + values.width] = 0
         return out
 

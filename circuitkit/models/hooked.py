@@ -329,8 +329,9 @@ def _logits(output: Any, model_map: ModelMap) -> Tensor:
 
 def _found(hf: nn.Module) -> ModelMap:
     """The map of a model that comes without one: the families that the table knows need not be looked at."""
-    is_known = isinstance(hf, PreTrainedModel) and getattr(hf.config.get_text_config(), "model_type", None) in ARCHITECTURES
-    return map_of(hf) if is_known else resolve(hf)
+    if isinstance(hf, PreTrainedModel) and getattr(hf.config.get_text_config(), "model_type", None) in ARCHITECTURES:
+        return map_of(hf)
+    return resolve(hf)
 
 
 def _checked(model_map: ModelMap, hf: nn.Module, name: str) -> ModelMap:

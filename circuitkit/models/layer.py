@@ -23,7 +23,16 @@ Find = Callable[[str], Any]
 """Gives what stands for a module in a pass, by the module's path."""
 
 
-class AttentionSites(ABC):  # noqa: B024  a seam of Layer, and nothing by itself
+class Sites(ABC):  # noqa: B024  what the two seams of Layer share
+    """Sites whose values are handed out as they are, or as copies where the model changes them in place afterwards."""
+
+    copies: bool = False
+
+    def _kept(self, value: Resid) -> Resid:
+        return value.clone() if self.copies else value
+
+
+class AttentionSites(Sites):
     """The sites of a layer's attention, or of the mixer in its place. Where a block has none they are not to be touched."""
 
     def __init__(self, block: Block, find: Find) -> None:
@@ -58,7 +67,7 @@ class AttentionSites(ABC):  # noqa: B024  a seam of Layer, and nothing by itself
     @property
     def attention_out(self) -> Resid:
         """What the attention or mixer gives: what it adds to the residual stream, or what the norm reads that lies behind it."""
-        return _addend(self._attention_addend).of(self._attention.output)
+        return self._kept(_addend(self._attention_addend).of(self._attention.output))
 
     @attention_out.setter
     def attention_out(self, value: Resid) -> None:
@@ -95,10 +104,10 @@ class AttentionSites(ABC):  # noqa: B024  a seam of Layer, and nothing by itself
 
     def skip_attention(self, out: Resid) -> None:
         """Does not compute the attention or mixer; ``out`` is what it would give. ``attention_added`` is seen then only behind a norm."""
-        self._attention.skip(_addend(self._attention_addend).alone(out))
+        self._attention.skip(_addend(self._attention_addend).alone(out.clone()))  # some models add to it in place
 
 
-class MlpSites(ABC):  # noqa: B024  a seam of Layer, and nothing by itself
+class MlpSites(Sites):
     """The sites of a layer's MLP, or of its routed experts as a whole. Where a block has none they are not to be touched."""
 
     def __init__(self, block: Block, find: Find) -> None:
@@ -139,7 +148,7 @@ class MlpSites(ABC):  # noqa: B024  a seam of Layer, and nothing by itself
     @property
     def mlp_out(self) -> Resid:
         """What the MLP gives: what it adds to the residual stream, or what the norm reads that lies behind it."""
-        return _addend(self._mlp_addend).of(self._mlp.output)
+        return self._kept(_addend(self._mlp_addend).of(self._mlp.output))
 
     @mlp_out.setter
     def mlp_out(self, value: Resid) -> None:
@@ -160,7 +169,7 @@ class MlpSites(ABC):  # noqa: B024  a seam of Layer, and nothing by itself
 
     def skip_mlp(self, out: Resid) -> None:
         """Does not compute the MLP; ``out`` is what it would give."""
-        self._mlp.skip(_addend(self._mlp_addend).alone(out))
+        self._mlp.skip(_addend(self._mlp_addend).alone(out.clone()))  # some models add to it in place
 
 
 class Layer(AttentionSites, MlpSites):
@@ -170,13 +179,14 @@ class Layer(AttentionSites, MlpSites):
         index: Which layer, from 0.
         block: Where its parts are.
         find: Gives what stands for a module in a pass, by the module's path.
+        copies: Whether what modules give is handed out as a copy.
 
     Attributes:
-        index: As given.
-        block: As given.
+        index, block, copies: As given.
     """
 
-    def __init__(self, index: int, block: Block, find: Find) -> None:
+    def __init__(self, index: int, block: Block, find: Find, copies: bool = False) -> None:
+        self.copies = copies
         AttentionSites.__init__(self, block, find)
         MlpSites.__init__(self, block, find)
         self.index = index
@@ -226,7 +236,8 @@ class Traced:
         def find(path: str) -> Any:
             return envoys[id(hf.get_submodule(path))]
 
-        return cls(tuple(Layer(index, block, find) for index, block in enumerate(model_map.blocks)), find(model_map.unembed))
+        layers = tuple(Layer(index, block, find, model_map.in_place) for index, block in enumerate(model_map.blocks))
+        return cls(layers, find(model_map.unembed))
 
 
 def _addend(addend: Addend | None) -> Addend:

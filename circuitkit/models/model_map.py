@@ -56,6 +56,7 @@ class Addend:
         scale: By what the addend is multiplied on its way (residual multiplier).
         whole: Whether the module gives the addend for what the part reads, so that an MLP can run by itself. Else it is only the last
             projection of the part: because the part adds the residual stream by itself (BLOOM, BERT), or has more inputs.
+        listed: Whether the module returns its outputs as a list and not as a tuple.
     """
 
     module: str
@@ -65,6 +66,7 @@ class Addend:
     post_norm: str | None = None
     scale: float = 1.0
     whole: bool = True
+    listed: bool = False
 
     def of(self, output: Any) -> Any:
         """Of what the module returns what is added."""
@@ -76,7 +78,8 @@ class Addend:
 
     def alone(self, value: Any) -> Any:
         """What stands in for the module's output where it was not computed: the addend, and None for all else that it returns."""
-        return alone(value, self.item, self.n_items)
+        outputs = alone(value, self.item, self.n_items)
+        return list(outputs) if self.listed else outputs
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Heads:
         queries, keys, values: Where they are made, before rotary embedding; None where they are no plain projection of what the attention
             reads (multi-head latent attention), so that units and edges at single ports are refused.
         pattern: Whether the attention function gives the pattern (softmax attention through transformers' attention interface).
+        gated: Whether each head's output is multiplied by a gate that reads what the attention reads: besides queries, keys and values a
+            fourth input, which no port stands for.
     """
 
     out_proj: str
@@ -103,6 +108,12 @@ class Heads:
     keys: Projection | None = None
     values: Projection | None = None
     pattern: bool = True
+    gated: bool = False
+
+    @property
+    def has_ports(self) -> bool:
+        """Whether all that a head reads goes through queries, keys and values that are known one by one."""
+        return self.ports is not None and not self.gated
 
     @property
     def ports(self) -> tuple[Projection, Projection, Projection] | None:
@@ -194,6 +205,7 @@ class ModelMap:
             direct logit attribution are not defined.
         direct: Whether the unembedding reads the residual stream or what the final norm makes of it. Else something else is in between (the
             head of a masked language model, another factor), so that the logit lens and direct logit attribution are not defined.
+        in_place: Whether the model changes in place what its modules return (Falcon), so that whoever keeps an output keeps a copy.
         override: The entry of the overrides that was needed; empty where everything was found by value.
         evidence: The checks of this map.
     """
@@ -210,6 +222,7 @@ class ModelMap:
     interface: bool = True
     additive: bool = True
     direct: bool = True
+    in_place: bool = False
     override: str = ""
     evidence: tuple[Evidence, ...] = field(default=(), compare=False)
 
@@ -279,7 +292,10 @@ def taken(output: Any, item: int | None) -> Any:
 
 def put(output: Any, item: int | None, value: Any) -> Any:
     """The outputs of a module with another value in one place, or for None that value alone."""
-    return value if item is None else (*output[:item], value, *output[item + 1 :])
+    if item is None:
+        return value
+    outputs = (*output[:item], value, *output[item + 1 :])
+    return list(outputs) if isinstance(output, list) else outputs
 
 
 def alone(value: Any, item: int | None, n_items: int | None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -41,6 +43,8 @@ class HeadSlices:
         ports = [each.ports for each in heads]
         if not heads or any(found is None or any(port.norm is not None for port in found) for found in ports):
             return False
+        if any(each.gated or each.d_value != each.d_head for each in heads):  # a gate may lie in the same projection
+            return False
         if len({each.n_kv_heads for each in heads}) > 1:  # heads would read other keys and values in other layers
             return False
         modules = [model.hf.get_submodule(path) for path in _paths(model)]
@@ -56,8 +60,8 @@ class HeadSlices:
     @property
     def most_bytes(self) -> int:
         """What is held at most: a copy of the weights of every projection."""
-        weights = [self._model.hf.get_submodule(path).weight for path in _paths(self._model)]
-        return sum(weight.numel() * weight.dtype.itemsize for weight in weights)  # type: ignore[operator, misc]
+        modules: list[Any] = [self._model.hf.get_submodule(path) for path in _paths(self._model)]
+        return sum(module.weight.numel() * module.weight.dtype.itemsize for module in modules)
 
     def read_heads(self, heads: Heads) -> Heads:
         """The key/value heads that some heads read."""

@@ -18,6 +18,7 @@ from circuitkit.models.architectures import ARCHITECTURES
 from circuitkit.models.model_map import Addend, Block, Heads, Projection
 from circuitkit.models.resolve import resolve, resolving
 from circuitkit.models.resolve.probe import record
+from circuitkit.models.resolve.thin import thin, widened
 from circuitkit.models.tiny import tiny_masked_model, tiny_model
 
 
@@ -262,6 +263,23 @@ def test_a_model_without_weights_has_the_map_of_the_one_with(family):
     assert resolve(empty) == resolve(hf)
 
 
+@pytest.mark.parametrize("model_type", ["falcon", "mamba", "helium"])
+def test_widths_that_must_fit_each_other_are_kept(model_type):
+    hf = tiny_model(model_type)
+    with torch.device("meta"):
+        empty = type(hf)(hf.config)
+    assert resolve(empty) == resolve(hf)
+
+
+def test_a_narrow_model_that_has_other_heads_is_refused():
+    """A width that the configuration leaves alone would be scaled twice, which no projection has."""
+    hf = tiny_hf("gpt2", n_heads=4, d_head=16)
+    made = thin(hf)
+    found = resolve(made.hf)
+    with pytest.raises(ModelError, match="should have 128 columns"):
+        widened(found, replace(made, wide=32), hf)
+
+
 def _kinds(found):
     """For each layer what it has: heads, mixer; MLP with neurons, routed experts."""
     looking = ["heads" if block.heads else "mixer" if block.attention else "none" for block in found.blocks]
@@ -295,7 +313,8 @@ def test_quirks_of_families_are_found(model_type, kinds):
     heads, width = block.heads, hf.config.hidden_size
     assert block.parallel == (model_type in ("gptj", "falcon", "cohere"))
     assert (block.attention or block.mlp).scale == (0.7 if model_type == "granite" else 1.0)
-    assert found.no_edges == ("" if model_type != "bloom" else found.no_edges) and bool(found.no_edges) == (model_type == "bloom")
+    assert all(addend.whole for each in found.blocks for addend in each.addends) == (model_type != "bloom")
+    assert found.in_place == (model_type == "falcon")
     if heads is None:
         return
     d = heads.d_head
@@ -320,7 +339,7 @@ def test_encoders_look_ahead(model_type):
     found = resolve(tiny_masked_model(model_type))
     assert (found.causal, found.additive, found.direct) == (False, model_type == "modernbert", False)
     assert all(block.heads.ports is not None and block.neurons is not None for block in found.blocks)
-    assert ("norm" in found.no_edges) == (model_type == "bert")
+    assert found.additive == (model_type != "bert")
 
 
 @pytest.mark.parametrize(("model_type", "sentence"), [("bitnet", "mixes heads behind z"), ("mbart", ""), ("blt", "logits come from")])

@@ -179,8 +179,8 @@ class Differences:
         """The streams that receivers read when their senders are replaced to these extents."""
         if not self._normed(n_parts):
             written = self.written(tensors[:n_parts])
-            added: Tensor = (removed.to(written) @ written.flatten(1)).unflatten(1, resid.shape)
-            return resid + added
+            mixed: Tensor = resid + (removed.to(written) @ written.flatten(1)).unflatten(1, resid.shape)
+            return mixed
         dtype = accumulator(resid.dtype)
         removed = torch.cat([removed.to(dtype), removed.new_zeros(1, removed.shape[1], dtype=dtype)])  # nothing, last
         acts = dict(zip(self._normed(n_parts), tensors[n_parts:], strict=True))

@@ -174,7 +174,7 @@ class CircuitLayers:
 
     def share(self, layer: int, head: int, z: Float[Tensor, "row pos d_head"]) -> Resid:
         """What one head gives, without the bias, in float32."""
-        alone = z.new_zeros(*z.shape[:-1], self.model.n_heads, self.model.d_head)
+        alone = z.new_zeros(*z.shape[:-1], self.model.n_heads, z.shape[-1])
         bias = self.model.project(layer, alone[:1, :1]).float()
         alone[..., head, :] = z
         return self.model.project(layer, alone).float() - bias

@@ -41,6 +41,7 @@ class Seen:
         outs: Outputs of MLPs and mixers likewise, before any norm behind them.
         read: What the norm before a receiver was given, or where there is none the receiver itself: under ``("heads", layer)``,
             ``("mlp", layer)``, ``("logits", 0)``.
+        is_behind: Whether the last layer has run; a model may use the final norm before the first one, too.
         logits: At the last position, float32.
     """
 
@@ -48,6 +49,7 @@ class Seen:
     z: dict[int, Tensor] = field(default_factory=dict)
     outs: dict[Node, Tensor] = field(default_factory=dict)
     read: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    is_behind: bool = False
     logits: CleanLogits | None = None
 
 
@@ -191,7 +193,7 @@ class ReferenceEdges(EdgeEngine):
     def _head_reading(self, node: Node, ports: dict[str, Tensor], given: Given) -> dict[Node, Tensor]:
         """What a head gives when its ports read something else. All heads of its layer then read that, and only this one is taken."""
         heads = self.engine.model.map.blocks[node.layer].heads
-        if heads is not None and heads.ports is None:  # the whole attention reads it, by all ports
+        if heads is not None and not heads.has_ports:  # the whole attention reads it, by all ports
             seen = self._run(replace(given, read={**given.read, ("heads", node.layer): ports["q"]}))
         else:
             seen = self._run(replace(given, ports=(node.layer, ports)))
@@ -241,7 +243,9 @@ class ReferenceEdges(EdgeEngine):
             for layer in range(model.n_layers):
                 stack.enter_context(self._layer(layer, given, seen))
             final = model.final_norm or model.unembedding
-            stack.enter_context(_before(final, self._reading(("logits", 0), given, seen)))
+            last = self._reading(("logits", 0), given, seen)
+            stack.enter_context(_before(final, lambda value: last(value) if seen.is_behind else value))
+            stack.callback(model.module(model.n_layers - 1, "block").register_forward_hook(partial(_passed, seen)).remove)
             seen.logits = self._nodes.forward(ids, self._rows)
         return seen
 
@@ -263,8 +267,8 @@ class ReferenceEdges(EdgeEngine):
             return z.flatten(-2)
 
         def output(node: Node, addend: Addend, module: nn.Module, args: Any, out: Any) -> Any:
-            seen.outs[node] = given.outs.get(node, addend.of(out))
-            return addend.within(out, seen.outs[node])
+            seen.outs[node] = given.outs.get(node, addend.of(out)).clone()
+            return addend.within(out, seen.outs[node].clone())  # which some models change in place
 
         handles = []
         with ExitStack() as stack:
@@ -348,6 +352,10 @@ def _gives(node: Node, seen: Seen) -> Tensor:
         assert seen.embedding is not None
         return seen.embedding
     return seen.z[node.layer][..., node.head, :] if node.kind is Kind.HEAD else seen.outs[node]
+
+
+def _passed(seen: Seen, *_: Any) -> None:
+    seen.is_behind = True
 
 
 def _part(node: Node) -> Part:

@@ -148,7 +148,7 @@ class ReferenceEngine(NodeEngine):
 
         def output_hook(node: Node, addend: Addend) -> Any:
             def hook(module: Any, args: Any, out: Any) -> None:
-                seen.setdefault(node, []).append(addend.of(out))
+                seen.setdefault(node, []).append(addend.of(out).clone())  # some models change it in place afterwards
 
             return hook
 
@@ -230,7 +230,7 @@ class ReferenceEngine(NodeEngine):
             old = out = addend.of(output)
             for node in nodes:
                 out = self._value(node, old, out, sources, rows)
-            return addend.within(output, out)
+            return addend.within(output, out.clone())
 
         return hook
 

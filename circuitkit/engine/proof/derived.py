@@ -54,7 +54,7 @@ def edges(patient: Patient) -> Check:
     The second holds where edges have the naive path alone, too: it is another way to the same number.
     """
     model = patient.model
-    level = Level.EDGE if any(block.heads is not None and block.heads.ports is None for block in model.map.blocks) else Level.EDGE_QKV
+    level = Level.EDGE if any(block.heads is not None and not block.heads.has_ports for block in model.map.blocks) else Level.EDGE_QKV
     nodes = patient.engine(model, patient.prompts, patient.resample, patient.metric)
     engine = nodes.edges(level=level)
     naive, universe = engine.oracle, engine.universe.as_edges()

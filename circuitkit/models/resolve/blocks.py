@@ -164,7 +164,7 @@ def _summed(layer: Layer, groups: list[list[Site]]) -> list[Term]:
             if is_sum(layer.left, [layer.entered, *(values[place] for place in chosen)]):
                 return _terms(layer, [(groups[place], 1.0) for place in chosen])
     for places, numbers in scales(layer.left.double() - layer.entered.double(), values, layer.left.dtype) if values else ():
-        for tried in (list(map(as_written, numbers)), numbers):
+        for tried in (list(map(as_written, numbers)), [float(f"{number:.7g}") for number in numbers], numbers):
             if is_sum(layer.left, [layer.entered, *(values[place] * number for place, number in zip(places, tried, strict=True))]):
                 return _terms(layer, [(groups[place], number) for place, number in zip(places, tried, strict=True)])
     return []
@@ -235,7 +235,7 @@ def _one(record: Record, layer: Layer, groups: list[list[Site]], terms: list[Ter
             "width, so that a position can be told from another; such models cannot be taken apart yet."
         )
     is_whole = is_whole and (is_mixer or len(call.args) + len(call.kwargs) == 1)
-    addend = Addend(call.path, item, call.n_items, norm, post_norm, terms[place].scale, is_whole)
+    addend = Addend(call.path, item, call.n_items, norm, post_norm, terms[place].scale, is_whole, call.listed)
     return Added(addend, call, owner, value, read, reads, is_mixer)
 
 

@@ -76,7 +76,7 @@ def as_written(number: float) -> float:
         short = float(f"{number:.{digits}g}")
         if abs(short - number) <= 2e-6 * abs(number):
             return short
-    return number
+    return float(f"{number:.7g}")
 
 
 def parallel(one: Float[Tensor, "*row width"], other: Float[Tensor, "*row width"]) -> Tensor:

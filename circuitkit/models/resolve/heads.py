@@ -38,7 +38,8 @@ def heads(record: Record, added: Added) -> Heads:
     keys = keys if keys is not None and keys.n_heads == n_kv_heads else None
     values = values if values is not None and values.n_heads == n_kv_heads else None
     d_head, d_value, pattern = attention.q.shape[-1], attention.z.shape[-1], attention.pattern is not None
-    return Heads(out_proj.path, n_heads, n_kv_heads, d_head, d_value, queries, keys, values, pattern)
+    gated = not alike(out_proj.inputs[0][1], attention.z)
+    return Heads(out_proj.path, n_heads, n_kv_heads, d_head, d_value, queries, keys, values, pattern, gated)
 
 
 def projections_out(record: Record, added: Added) -> list[Call]:

@@ -33,6 +33,7 @@ class Call:
         inputs: The arguments that are tensors of numbers or token ids, copied before the module ran.
         outputs: What it returned: for each tensor of numbers its place (None where the module returns a tensor) and a copy.
         n_items: How many outputs it returned; None where it returned a tensor.
+        listed: Whether it returned them as a list.
         started, ended: When, counted in starts and ends of modules.
         args, kwargs: As they were given, so that the module can run again.
     """
@@ -46,6 +47,7 @@ class Call:
     ended: int = -1
     outputs: list[tuple[int | None, Tensor]] = field(default_factory=list)
     n_items: int | None = None
+    listed: bool = False
 
 
 @dataclass(eq=False)
@@ -77,6 +79,7 @@ class Record:
         logits: What came out.
         calls: Runs of modules, in the order in which they began.
         attentions: Calls of the attention function, in order.
+        in_place: Whether something that a module returned was changed in place afterwards.
     """
 
     hf: nn.Module
@@ -84,6 +87,7 @@ class Record:
     logits: Float[Tensor, "row pos d_vocab"]
     calls: list[Call]
     attentions: list[Attention]
+    in_place: bool = False
 
     def of(self, path: str) -> list[Call]:
         """The runs of one module."""
@@ -159,10 +163,11 @@ def record(hf: nn.Module, ids: Int[Tensor, "row pos"], **inputs: Any) -> Record:
     attentions: list[Attention] = []
     open_calls: dict[nn.Module, list[Call]] = {}
     clock = iter(range(1 << 62))
+    given: list[tuple[Tensor, int]] = []  # what modules returned, and how often it had been changed by then
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        inputs: list[Input] = [(key, value.detach().clone()) for key, value in given if _is_kept(value, ids)]
+        there: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        inputs: list[Input] = [(key, value.detach().clone()) for key, value in there if _is_kept(value, ids)]
         copies = dict(inputs)
         kept = tuple(copies.get(place, value) for place, value in enumerate(args))
         call = Call(paths[module], module, inputs, kept, {key: copies.get(key, value) for key, value in kwargs.items()}, next(clock))
@@ -170,12 +175,13 @@ def record(hf: nn.Module, ids: Int[Tensor, "row pos"], **inputs: Any) -> Record:
         open_calls.setdefault(module, []).append(call)
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        given.extend((item, item._version) for item in (out if isinstance(out, tuple | list) else [out]) if _is_kept(item, ids))
         call = open_calls[module].pop()
         call.ended = next(clock)
         if isinstance(out, Tensor):
             call.outputs = [(None, out.detach().clone())] if _is_kept(out, ids) else []
         elif isinstance(out, tuple | list):
-            call.n_items = len(out)
+            call.n_items, call.listed = len(out), isinstance(out, list)
             call.outputs = [(place, item.detach().clone()) for place, item in enumerate(out) if _is_kept(item, ids)]
 
     def see(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, z: Tensor, pattern: Tensor | None) -> Tensor:
@@ -193,7 +199,7 @@ def record(hf: nn.Module, ids: Int[Tensor, "row pos"], **inputs: Any) -> Record:
     finally:
         for handle in handles:
             handle.remove()
-    return Record(hf, ids, logits.detach(), calls, attentions)
+    return Record(hf, ids, logits.detach(), calls, attentions, any(tensor._version > version for tensor, version in given))
 
 
 def _is_kept(value: Any, ids: Tensor) -> bool:

@@ -167,11 +167,12 @@ def check_alike(found: ModelMap) -> None:
     """Raises:
     ModelError: The layers have different numbers of heads.
     """
-    shapes = {(heads.n_heads, heads.d_value): block.module for block in found.blocks if (heads := block.heads) is not None}
-    if len(shapes) > 1:
-        said = ", ".join(f"{n_heads} of width {d_value} in {path}" for (n_heads, d_value), path in shapes.items())
+    numbers = {heads.n_heads: block.module for block in found.blocks if (heads := block.heads) is not None}
+    if len(numbers) > 1:
+        said = ", ".join(f"{n_heads} in {path}" for n_heads, path in numbers.items())
         raise ModelError(
-            f"The layers have different heads: {said}. Expected the same in every layer with heads; such models are not taken yet."
+            f"The layers have different numbers of heads: {said}. Expected the same in every layer with heads; such models are not taken "
+            "yet."
         )
 
 

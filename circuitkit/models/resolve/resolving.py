@@ -50,8 +50,8 @@ def resolve(hf: nn.Module) -> ModelMap:
         if known is not None:
             return known
         if any(tensor.device.type == "meta" for tensor in hf.parameters()) and not any(hasattr(each, "_hf_hook") for each in hf.modules()):
-            made, narrow, wide = thin(hf)
-            found = widened(_proved(made, config, proof.weights_sum(made)), narrow, wide, hf)
+            made = thin(hf)
+            found = widened(_proved(made.hf, _config(made.hf), proof.weights_sum(made.hf)), made, hf)
         else:
             found = _proved(hf, config, sums)
         if name is not None:
@@ -112,6 +112,7 @@ def _found(hf: nn.Module, probed: Record, config: Any) -> ModelMap:
         interface=bool(probed.attentions),
         additive=all(is_sum for _, is_sum in described),
         direct=ends.direct,
+        in_place=probed.in_place,
     )
 
 

@@ -7,7 +7,7 @@ depend on these widths; where heads have to be narrower too, columns are scaled 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,61 +15,102 @@ from torch import nn
 
 from circuitkit.core.errors import ModelError
 from circuitkit.models.model_map import Block, ModelMap, Projection
+from circuitkit.models.resolve.probe import logits_of
 
 _WIDTHS = (
     "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size",
     "shared_intermediate_size", "intermediate_size_mlp", "moe_shared_expert_intermediate_size",
 )  # fmt: skip
 _D_HEAD = 8
+_WIDEST = 1024
+"""A model whose widths have to fit each other keeps them, if its stream is no wider than this."""
 
 
-def thin(hf: Any) -> tuple[nn.Module, int, int]:
-    """A model like another one with a narrow residual stream, in float32 on the processor; the width of its heads, and that of the other.
+@dataclass(frozen=True, eq=False)
+class Thin:
+    """A model like another one with a narrow residual stream, in float32 on the processor. Final.
+
+    Attributes:
+        hf: The model.
+        narrow, wide: The width of its heads, and that of the other's.
+    """
+
+    hf: nn.Module
+    narrow: int
+    wide: int
+
+
+def thin(hf: Any) -> Thin:
+    """Makes it.
 
     Raises:
         ModelError: There is no such model.
     """
+    problem: Exception | None = None
+    for is_narrow in (True, False):
+        try:
+            made = _made(hf, is_narrow)
+            logits_of(made.hf, torch.zeros(1, 2, dtype=torch.long))
+            return made
+        except Exception as found:  # whatever a configuration says to sizes that do not fit each other
+            problem = problem or found
+    raise ModelError(
+        f"The parts of {type(hf).__name__} are not known without its weights: a narrow model of its kind cannot be made "
+        f"({type(problem).__name__}: {problem}). Load it with its weights."
+    ) from problem
+
+
+def _made(hf: Any, is_narrow: bool) -> Thin:
     config = copy.deepcopy(hf.config)
     text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None)
-    if not isinstance(heads, int):
-        raise ModelError(f"{type(hf).__name__} does not say how many heads it has, so its parts are not known without its weights.")
-    is_explicit = isinstance(getattr(text, "head_dim", None), int) or getattr(text, "kv_lora_rank", None) is not None
-    wide = text.hidden_size // heads
-    narrow = wide if is_explicit else min(wide, max(_D_HEAD, getattr(text, "rotary_dim", None) or 0))
-    text.hidden_size = max(16, 2 * heads) if is_explicit else heads * narrow
+    stored = text.to_dict()
+    heads, wide = getattr(text, "num_attention_heads", None), 1
+    narrow = wide
+    if is_narrow:
+        if not isinstance(heads, int):
+            raise ModelError("it does not say how many heads it has")
+        is_explicit = isinstance(stored.get("head_dim"), int) or stored.get("kv_lora_rank") is not None
+        wide = text.hidden_size // heads
+        narrow = wide if is_explicit else min(wide, max(_D_HEAD, stored.get("rotary_dim") or 0))
+        text.hidden_size = max(16, 2 * heads) if is_explicit else heads * narrow
+    elif text.hidden_size > _WIDEST:
+        raise ModelError(f"a stream of {text.hidden_size} is too wide")
     for name in _WIDTHS:
-        if isinstance(getattr(text, name, None), int):
+        if isinstance(stored.get(name), int):
             setattr(text, name, 24)
-    text.vocab_size, text.pad_token_id = 64, None
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            made = type(hf)._from_config(config, dtype=torch.float32, attn_implementation="eager")
-    except Exception as problem:
-        raise ModelError(
-            f"The parts of {type(hf).__name__} are not known without its weights: a narrow model of its kind cannot be made "
-            f"({type(problem).__name__}: {problem}). Load it with its weights once; its map is kept."
-        ) from problem
-    return made.eval().requires_grad_(False), narrow, wide
+    text.vocab_size, text.pad_token_id = 64, 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = type(hf)._from_config(config, dtype=torch.float32, attn_implementation="eager")
+    return Thin(made.eval().requires_grad_(False), narrow, wide)
 
 
-def widened(found: ModelMap, narrow: int, wide: int, hf: nn.Module) -> ModelMap:
+def widened(found: ModelMap, made: Thin, hf: nn.Module) -> ModelMap:
     """The map of the real model from that of the thin one.
 
     Raises:
-        ModelError: They are not made of the same modules.
+        ModelError: They are not made of the same modules, or the heads are not as wide as the projections of the model have them.
     """
-    modules = {path for path, _ in hf.named_modules()}
-    missing = [block.module for block in found.blocks if block.module not in modules]
-    if missing or found.unembed not in modules:
-        name = (missing or [found.unembed])[0]
-        raise ModelError(f"A narrow {type(hf).__name__} has {name}, and the model has not. Give its map by hand.")
-    return found if narrow == wide else replace(found, blocks=tuple(_block(block, narrow, wide) for block in found.blocks))
+    blocks = tuple(_block(block, made.narrow, made.wide) for block in found.blocks)
+    modules = dict(hf.named_modules())
+    missing = [path for path in found.paths if path not in modules]
+    if missing:
+        raise ModelError(f"A narrow {type(hf).__name__} has {missing[0]}, and the model has not. Give its map by hand.")
+    for heads in (block.heads for block in blocks if block.heads is not None):
+        ends = [(heads.out_proj, heads.n_heads * heads.d_value)]
+        ends += [(port.module, port.starts[-1] + port.width) for port in (heads.queries, heads.keys, heads.values) if port is not None]
+        for place, (path, end) in enumerate(ends):
+            sizes = {size for weight in modules[path].parameters() for size in weight.shape}
+            if sizes and (end not in sizes if place == 0 else end > max(sizes)):
+                raise ModelError(
+                    f"The heads of a narrow {type(hf).__name__} are not those of the model: {path} should have {end} columns, found "
+                    f"{sorted(sizes)}. Load it with its weights."
+                )
+    return replace(found, blocks=blocks)
 
 
 def _block(block: Block, narrow: int, wide: int) -> Block:
-    if block.heads is None:
+    if block.heads is None or narrow == wide:
         return block
 
     heads = block.heads
