@@ -10,7 +10,7 @@ One value on its way from a setting to a tensor, ``patcher=mean`` (mean ablation
 6. ``engine/packed/engine.py`` ``PackedEngine``: runs the corrupt prompts once, and asks for the values of all units.
 7. ``engine/packed/replacements.py`` ``Replacements``: takes the means, and has the patcher make values of them, head by head.
 8. ``engine/packed/packed_pass.py`` ``PackedPass``: in a layer of a pass, lays them over the outputs of heads that a mask removes.
-9. ``models/hooked.py`` ``Layer``: ``z = ...`` puts the result in the place of what the heads gave.
+9. ``models/layer.py`` ``Layer``: ``z = ...`` puts the result in the place of what the heads gave.
 
 ``patchers/base.py`` looks at what ``patch`` gave, and hands it on. Between 7 and 8 ``engine/packed/lane.py`` decides which masks and
 prompts share a pass, and where it starts; it sees no value.

@@ -28,7 +28,13 @@ from circuitkit.analysis import (
 from circuitkit.analysis.logit_lens import most_common
 from circuitkit.analysis.roles import member_positions
 from circuitkit.config import build
-from circuitkit.core.bodies import (
+from circuitkit.core.circuit import Circuit
+from circuitkit.core.describe import describe
+from circuitkit.core.errors import ConfigError, UserError
+from circuitkit.core.findings import Finding
+from circuitkit.core.node import Node
+from circuitkit.core.prompts import PromptSet
+from circuitkit.core.role_bodies import (
     AttentionPattern,
     Attribution,
     LogitLens,
@@ -39,12 +45,6 @@ from circuitkit.core.bodies import (
     RoleScores,
     RolesInModel,
 )
-from circuitkit.core.circuit import Circuit
-from circuitkit.core.describe import describe
-from circuitkit.core.errors import ConfigError, UserError
-from circuitkit.core.findings import Finding
-from circuitkit.core.node import Node
-from circuitkit.core.prompts import PromptSet
 from circuitkit.engine.filtering import Solves
 from circuitkit.jobs import measuring
 from circuitkit.jobs.find import load

@@ -168,6 +168,6 @@ def test_random_tokens_are_said_twice():
 def test_they_fit_the_model():
     assert repeated_tokens(tiny_model("llama"), period=50).n_pos == 14, "of 16 positions"
     model = tiny_model("llama")
-    model.hf.config.max_position_embeddings = 4
+    model.n_ctx = 4
     with pytest.raises(MeasurementError, match="4 positions"):
         repeated_tokens(model)

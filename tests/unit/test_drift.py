@@ -186,7 +186,7 @@ def test_a_run_is_not_lost_when_float32_does_not_fit(monkeypatch, caplog):
     model = tiny_model("llama", dtype=torch.bfloat16)
     engine = engine_of(model)
     steps = pruned(engine, 0.5)
-    monkeypatch.setattr("circuitkit.engine.proof.drift.free_bytes", lambda device: 100)
+    monkeypatch.setattr("circuitkit.engine.proof.drift.free_room", lambda model: 100)
     with caplog.at_level(logging.INFO):
         assert drift_metrics(steps, engine, 0.5) == {}
     assert "GiB are free" in caplog.text

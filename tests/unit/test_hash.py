@@ -28,7 +28,7 @@ from circuitkit.core.circuit import Circuit
 from circuitkit.core.contents import content
 from circuitkit.core.describe import describe, identity
 from circuitkit.core.errors import ConfigError, MeasurementError
-from circuitkit.core.node import Level
+from circuitkit.core.node import Level, Node
 from circuitkit.core.part import Part, kept
 from circuitkit.core.sources import sources
 from circuitkit.engine import Engine, PackedEngine
@@ -251,6 +251,7 @@ def made(cls, folder):
         "Identity": {"width": 2},
         "Rotation": {"width": 3, "n_features": 2},
         "PCA": {"mean": few, "directions": three},
+        "Soft": {"patcher": Zero(), "mask": {Node.of_head(0, 1): 0.5}},
     }
     others = {
         "EdgePruning": {"circuit": second, "edge_patcher": Zero()},
@@ -263,6 +264,7 @@ def made(cls, folder):
         "JumpReLU": {"threshold": few + 1},
         "PCA": {"mean": few + 1, "directions": three + 1},
         "FromFile": {"path": first},
+        "Soft": {"patcher": Mean(), "mask": {Node.of_head(0, 1): 0.25}},
         "NextWord": {"vocabulary": "days"},
     }.get(cls.__name__, {})
     others = {"corruption": "repeat_last"} | others

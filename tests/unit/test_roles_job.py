@@ -95,7 +95,7 @@ def test_prompts_without_labels_and_a_model_of_few_tokens():
     assert {"ov", "role last_to_newest", "role similar_member"} <= set(found["skipped"])
     assert found["attribution"]["unit"] == "logits"
     short = tiny_model("llama")
-    short.hf.config.max_position_embeddings = 4
+    short.n_ctx = 4
     found = roles.look(short, tiny_prompts(), SETTINGS)
     assert "4 positions" in found["skipped"]["control"]
     assert "induction" not in found["roles"] and "last_to_newest" in found["roles"]

@@ -184,7 +184,7 @@ class DenseEdges(DensePass):
         for row in range(rows.stop - rows.start):
             one = slice(row, row + 1)
             here = [{key: value[one] for key, value in table.items()} for table in (entered, grads)]
-            found.append(self._contracted(differences.map(lambda tensor, one=one: tensor[one]), *here))
+            found.append(self._contracted(differences.map(partial(_of_rows, one)), *here))
         return torch.stack(found)
 
     def _at_full_mask(self, rows: slice, score: Score) -> tuple[Differences, dict[Any, Tensor], dict[Any, Tensor]]:
@@ -222,7 +222,7 @@ class DenseEdges(DensePass):
         n_senders = self._readings["logits", 0].senders
         held = sum(part.nbytes for part in differences.parts)
         for chunk in token_slices(len(first), n_senders * self._model.d_model * dtype.itemsize, held):
-            written = differences.map(lambda tensor, chunk=chunk: tensor[chunk]).added()
+            written = differences.map(partial(_of_rows, chunk)).added()
             for layer in self._attentions:
                 reading = self._readings["heads", layer]
                 back = self._at_streams(layer, [grads[port, layer][chunk] for port in PORTS], entered[layer][chunk])
@@ -306,3 +306,8 @@ _PARTS: dict[Site, Part] = {Site.Z: "attention", Site.MLP_OUT: "mlp"}
 def _any(removed: Tensor) -> bool:
     """Whether a reading has to be made: something is removed, or autograd has to know what if."""
     return removed.requires_grad or bool((removed != 0).any())
+
+
+def _of_rows(rows: slice, tensor: Tensor) -> Tensor:
+    """Some rows, or tokens, alone."""
+    return tensor[rows]

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitkit.core.bodies import Attribution, LogitLens, OVScores, PlayedRole, Roles, RoleScores
+from circuitkit.core.role_bodies import Attribution, LogitLens, OVScores, PlayedRole, Roles, RoleScores
 from circuitkit.report.blocks import Block, Drawing, Table, Text
 from circuitkit.report.figures.maps import Shape, file_name
 from circuitkit.report.figures.style import BLUE, GREY, ORANGE, PALE, PURPLE, SEQUENTIAL, dressed, figure, number, shown
