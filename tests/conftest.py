@@ -3,6 +3,7 @@ import beartype  # noqa: F401, I001  before anything that imports nnsight, which
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CIRCUITKIT_CACHE"] = "off"  # what was found in one run must not be believed in the next
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # several processes share the cores
