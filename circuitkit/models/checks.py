@@ -177,8 +177,8 @@ def groups(model: HookedModel, prompts: PromptSet) -> Check:
             found = _z(model, rows, index, resid)
         changed = (found != untouched).any(-1).any(1).cpu()
         wrong += [f"a{index}.h{head}" for head in (changed != expected).any(0).nonzero().flatten().tolist()]
-    found = sorted({_n_groups(model, index) for index in layers})
-    each = " or ".join(f"{n} key/value heads, {model.n_heads // n} each" for n in found)
+    counts = sorted({_n_groups(model, index) for index in layers})
+    each = " or ".join(f"{n} key/value heads, {model.n_heads // n} each" for n in counts)
     what = f"{model.n_heads} query heads read the values of {each} (number of heads that do not)"
     return Check.of("groups", what, len(wrong), 0.0, shortened(wrong))
 
