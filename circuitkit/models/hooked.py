@@ -22,7 +22,6 @@ from transformers import DynamicCache, PreTrainedModel
 from circuitkit.core.errors import ModelError, unknown_choice
 from circuitkit.core.universe import NodeUniverse, Universe
 from circuitkit.models import blocks
-from circuitkit.models.architectures import ARCHITECTURES, map_of
 from circuitkit.models.bare import is_unwrapped, wrapped
 from circuitkit.models.columns import by_module, heads_in
 from circuitkit.models.fingerprint import fingerprint_of
@@ -83,7 +82,8 @@ class HookedModel:
         self.revision = revision
         self.folder = folder
         self.origin = dict(origin or {})
-        self.map = _found(hf) if map is None else _checked(map, hf, self.name)
+        self._envoy = wrapped(hf)
+        self.map = resolve(hf) if map is None else _checked(map, hf, self.name)
         self.n_layers = self.map.n_layers
         heads = self.map.heads
         self.n_heads, self.n_kv_heads, self.d_head = (0, 0, 0) if heads is None else (heads.n_heads, heads.n_kv_heads, heads.d_head)
@@ -94,7 +94,6 @@ class HookedModel:
         self.universe = _universe(self.map)
         self._parts = tuple(_parts(block) for block in self.map.blocks)
         self._fingerprint: str | None = None
-        self._envoy = wrapped(hf)
 
     @cached_property
     def _traced(self) -> Traced:
@@ -325,13 +324,6 @@ def _read_out(unembed: Any, module: Any, keep: int, gather: bool, tokens: Int[Te
 
 def _logits(output: Any, model_map: ModelMap) -> Tensor:
     return output.logits if model_map.logits else output
-
-
-def _found(hf: nn.Module) -> ModelMap:
-    """The map of a model that comes without one: the families that the table knows need not be looked at."""
-    if isinstance(hf, PreTrainedModel) and getattr(hf.config.get_text_config(), "model_type", None) in ARCHITECTURES:
-        return map_of(hf)
-    return resolve(hf)
 
 
 def _checked(model_map: ModelMap, hf: nn.Module, name: str) -> ModelMap:

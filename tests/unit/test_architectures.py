@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 import torch
+from architecture_table import ARCHITECTURES, architecture_of
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from circuitkit.core.errors import ModelError
-from circuitkit.models.architectures import ARCHITECTURES, architecture_of
 from circuitkit.models.blocks import joint_norms, norm_before, norm_behind
 from circuitkit.models.hooked import HookedModel, Layer
 

@@ -248,6 +248,7 @@ def swaps(monkeypatch) -> list[object]:
 
 def test_forwards_are_put_aside_once_a_pass(swaps):
     model = tiny_model()
+    swaps.clear()
     naive = ReferenceEngine(model, tiny_prompts(6), Mean(), LogitDiff(), max_rows=3)
     assert len(swaps) == 2  # the corrupt prompts, in two passes
     naive.all_logits(random_masks(4, 9))
@@ -287,6 +288,7 @@ def test_accelerate_s_own_forward_comes_back(family):
     ids = tiny_prompts().clean
     with unwrapped(hf):
         assert vars(block)["forward"] is own
+    hook.calls = 0
     logits = plain(model, ids)
     assert hook.calls == 1 and "accelerate" in hook.seen and "nnsight" not in hook.seen
     assert torch.equal(model.run(ids, lambda layer: None, keep=0), logits) and hook.calls == 2, "once a pass, also when nnsight is back"

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from models_for_tests import FAMILIES, hook_counts, tiny_hf, tiny_model
 
 from circuitkit.config import conf_dir
-from circuitkit.core.errors import MeasurementError
+from circuitkit.core.errors import MeasurementError, ModelError
 from circuitkit.core.universe import Universe
 from circuitkit.engine.packed.engine import PackedEngine
 from circuitkit.engine.proof.doctor import ENGINE_CHECKS, Patient, examine
@@ -148,7 +148,12 @@ def test_a_model_that_ignores_padding(ignored, dtype):
         return right(*args, **kwargs)
 
     hf.forward = forward
-    assert model_failed(HookedModel(hf, name="ignores-padding")) == {"padding"}
+    model = HookedModel(hf, name="ignores-padding")
+    assert "attention_mask" not in model.map.forward and not model_failed(model)
+    with pytest.raises(ModelError, match="cannot be told which tokens are padding"):
+        model.run(torch.ones(2, 4, dtype=torch.long), attention_mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]))
+    by_hand = replace(model.map, forward=model.map.forward | {"attention_mask"})
+    assert model_failed(HookedModel(hf, map=by_hand, name="ignores-padding")) == {"padding"}
 
 
 def test_an_mlp_that_runs_twice():

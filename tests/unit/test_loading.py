@@ -12,6 +12,7 @@ from pathlib import Path
 import huggingface_hub.constants as hub_constants
 import pytest
 import torch
+from architecture_table import ARCHITECTURES
 from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -20,7 +21,6 @@ from transformers.utils import logging as transformers_logging
 from circuitkit.config import build, conf_dir
 from circuitkit.core.errors import ConfigError, ModelError
 from circuitkit.models import hub as hub_client
-from circuitkit.models.architectures import ARCHITECTURES
 from circuitkit.models.hooked import HookedModel
 from circuitkit.models.loading import HUB_MODELS, load_model
 from circuitkit.models.zoo import ZOO, zoo_path

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from architecture_table import ARCHITECTURES
 from models_for_tests import FAMILIES, tiny_hf
 from torch import nn
 from transformers.models.llama import modeling_llama
 
 from circuitkit.core.errors import ModelError
-from circuitkit.models.architectures import ARCHITECTURES
 from circuitkit.models.model_map import Addend, Block, Heads, Projection
 from circuitkit.models.resolve import resolve, resolving
 from circuitkit.models.resolve.probe import record
@@ -50,7 +50,7 @@ def test_known_families_are_found_as_the_table_has_them(family):
         assert d == heads.d_value == getattr(config, "head_dim", 4) or 4
         paths = tuple(dict.fromkeys(port.module for port in heads.ports))
         assert paths == tuple(f"{root}.{path}" for path in table.query_key_value)
-        behind = (table.query_norm, table.key_norm if n_kv_heads > 1 else "", "")  # of a single head it is that head's own
+        behind = (table.query_norm, table.key_norm, "")
         assert tuple(port.norm for port in heads.ports) == tuple(f"{root}.{path}" if path else None for path in behind)
         starts = tuple(port.starts for port in heads.ports)
         if table.fused_by_head:

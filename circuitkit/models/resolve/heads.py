@@ -114,7 +114,7 @@ def _projection(record: Record, calls: Iterable[Call], read: Tensor, part: Float
         if not fitting:
             return None
         behind = fitting[-1][0]  # the last to end is the last to change them
-        if behind.inputs[0][1].shape[-1] > width:  # of all heads together
+        if behind.inputs[0][1].ndim == 3:  # of all heads together, of which there may be one
             norm = behind.path
         first = first_position(behind.inputs[0][1], ids)
         if first.shape[-1] % width:

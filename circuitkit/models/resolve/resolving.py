@@ -36,19 +36,19 @@ def resolve(hf: nn.Module) -> ModelMap:
     Raises:
         ModelError: A part could not be found, or something that was found does not hold: which and where is said.
     """
-    with unwrapped(hf), _evaluating(hf):
+    with torch.device("cpu"), unwrapped(hf), _evaluating(hf):  # whatever device is the default just now
         config = _config(hf)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(
                 f"{type(hf).__name__} has an encoder and a decoder; expected one stack of layers that reads the tokens. Take a "
                 "decoder-only or an encoder-only model."
             )
-        sums = proof.weights_sum(hf)
-        proof.check_finite(sums)
         name = kept.key(hf)
         known = None if name is None else kept.kept(name, hf)
         if known is not None:
             return known
+        sums = proof.weights_sum(hf)
+        proof.check_finite(sums)
         if any(tensor.device.type == "meta" for tensor in hf.parameters()) and not any(hasattr(each, "_hf_hook") for each in hf.modules()):
             made = thin(hf)
             found = widened(_proved(made.hf, _config(made.hf), proof.weights_sum(made.hf)), made, hf)
@@ -231,6 +231,8 @@ def _twin(hf: nn.Module) -> nn.Module | None:
     """A copy with random weights in float32 on the processor; None where the model is large, or was placed or packed."""
     tensors = list(hf.parameters())
     if sum(tensor.numel() for tensor in tensors) > _TWIN or any(hasattr(module, "_hf_hook") for module in hf.modules()):
+        return None
+    if any("forward" in vars(module) for module in hf.modules()):  # a copy would run the original's
         return None
     if any(not tensor.is_floating_point() or tensor.device.type == "meta" for tensor in tensors):
         return None

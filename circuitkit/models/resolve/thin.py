@@ -49,8 +49,9 @@ def thin(hf: Any) -> Thin:
     problem: Exception | None = None
     for is_narrow in (True, False):
         try:
-            made = _made(hf, is_narrow)
-            logits_of(made.hf, torch.zeros(1, 2, dtype=torch.long))
+            with torch.device("cpu"):  # also where models are made without weights
+                made = _made(hf, is_narrow)
+                logits_of(made.hf, torch.zeros(1, 2, dtype=torch.long))
             return made
         except Exception as found:  # whatever a configuration says to sizes that do not fit each other
             problem = problem or found

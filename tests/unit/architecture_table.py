@@ -1,4 +1,4 @@
-"""Where each family of transformers keeps what we read and write: a table of module paths, and nothing else.
+"""Where some families of transformers keep what we read and write, written down by hand: what the resolver has to find by value.
 
 The output of a head before the output projection (z) is the input of ``out_proj``, its last axis split by head. The same holds for
 grouped key/value heads, because z has one slice a query head. Embedding and unembedding are asked of the model itself, which names them
