@@ -22,7 +22,7 @@ def test_it_writes_a_finding_and_marks_the_circuit(tmp_path):
     assert list(finding.body["patterns"]) == ["a0.h0"] and finding.body["skipped"] == {}
     assert {"settings", "seed", "model", "prompts_hash", "versions"} <= set(finding.provenance)
     assert finding.provenance["settings"]["task"]["n"] == 8 and len(finding.provenance["model"]["fingerprint"]) == 64
-    assert "a0.h0*" in done.stdout and "m3* +" in done.stdout and "here/roles.json" in done.stdout
+    assert "a0.h0*" in done.stdout and "m3* +" in done.stdout and f"folder    {tmp_path / 'here'}\n" in done.stdout
     lens = finding.body["logit_lens"]
     assert lens["answer_top1"][-1] == 1.0 and lens["n"] == 24, "prompts that the model can do"
     assert 0 < sum(lens["switch"].values()) <= 24, "in some the answer leads from the start"
