@@ -50,7 +50,9 @@ def test_what_its_map_says():
     assert [str(unit) for unit in encoder().universe][:4] == ["a0.h0", "a0.h1", "a0.h2", "m0"]
 
 
-@pytest.mark.parametrize("patcher", [Zero(), Resample(), Mean(pool="group"), Mean("conditional")], ids=str.split("zero resample mean conditional"))
+@pytest.mark.parametrize(
+    "patcher", [Zero(), Resample(), Mean(pool="group"), Mean("conditional")], ids=["zero", "resample", "mean", "conditional"]
+)
 def test_packed_is_the_naive_path(patcher):
     model, prompts = encoder(), masked()
     packed, naive = engines(model, prompts, patcher)
