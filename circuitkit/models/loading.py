@@ -131,7 +131,9 @@ def load_model(
         base = HUB_MODELS[source].repo if source in HUB_MODELS else source
         hf, told = adapted(hf, adapter, base, local_files_only=local_files_only)
         made_of |= told
-    return found.hooked(name, hf, folder=found.folder, made_of=made_of)
+    # Rounded weights give sums that hold only about: the map is proved on the same model before it was rounded.
+    shape = None if quantization is None else HookedModel(_without_weights(found, "float32", attention)).map
+    return found.hooked(name, hf, folder=found.folder, made_of=made_of, map=shape)
 
 
 def _over_processes(found: _Found, name: str | None, plan: str, dtype: str, attention: str) -> HookedModel:
