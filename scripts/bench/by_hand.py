@@ -56,7 +56,7 @@ class ByHand:
             resids.append(hidden)
             zs.append(self._z(block, hidden))
             hidden = self._rest(layer, hidden, zs[-1])
-        self._measure(hidden)
+        self._hf.lm_head(self._hf.transformer.ln_f(hidden[:, -1]))
         return resids, zs
 
     def _all_replaced(self, z_means: list[Tensor], mlp_means: list[Tensor]) -> Tensor:
@@ -117,7 +117,9 @@ class ByHand:
         return z_means, mlp_means
 
     def _measure(self, hidden: Tensor) -> Tensor:
-        logits = self._hf.lm_head(self._hf.transformer.ln_f(hidden[:, -1]))
-        rows = logits.unflatten(0, (-1, len(self._prompts)))
-        answers, wrongs = (ids.expand(len(rows), -1)[..., None] for ids in (self._prompts.answers.tokens, self._prompts.wrongs.tokens))
+        """Of the tokens alone that are answers or wrong answers."""
+        asked = self._prompts.asked
+        logits = self._hf.transformer.ln_f(hidden[:, -1]) @ self._hf.lm_head.weight[asked].T
+        rows, prompts = logits.unflatten(0, (-1, len(self._prompts))), self._prompts.renumbered(asked)
+        answers, wrongs = (ids.expand(len(rows), -1)[..., None] for ids in (prompts.answers.tokens, prompts.wrongs.tokens))
         return (rows.gather(-1, answers) - rows.gather(-1, wrongs)).flatten()

@@ -44,7 +44,7 @@ def _map(options: Options) -> dict[str, str]:
     counted, memory = flops(ours), peak_bytes(ours, CUDA)
     hooks = lambda: [naive.score([node]) for node in nodes] and len(nodes) / (len(masks) + 2)  # noqa: E731
     taken = interleaved({"ours": ours, "hooks": hooks}, options.rounds, CUDA)
-    limit = len(prompts) * limits.scoring(model, prompts.n_pos, masks)
+    limit = len(prompts) * limits.scoring(model, prompts.n_pos, masks, n_tokens=len(prompts.asked))
     return {
         "job": f"single-node map, {len(masks)} nodes",
         "hooks / ours": times(taken.ratio("hooks", "ours")),
@@ -67,7 +67,7 @@ def _search(options: Options) -> list[dict[str, str]]:
         counted = flops(lambda: asked.extend(subjects.search(model, prompts, circuit, means, speculate=False)))  # noqa: B023
         memory = peak_bytes(ours, CUDA)
         taken = interleaved({"ours": ours}, options.rounds, CUDA, warm=False)
-        limit = len(prompts) * limits.scoring(model, prompts.n_pos, asked, conditional=means == "conditional")
+        limit = len(prompts) * limits.scoring(model, prompts.n_pos, asked, n_tokens=len(prompts.asked), conditional=means == "conditional")
         rows.append({
             "job": f"search ({task}), {means} means, {len(asked)} evaluations",
             **_row(model, len(prompts), prompts.n_pos, taken.median("ours"), counted, limit, memory),

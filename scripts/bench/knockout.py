@@ -37,7 +37,7 @@ def counts(model: HookedModel, prompts: PromptSet) -> dict[str, int]:
     return {
         "ours": ours,
         "hooks": prepared + (len(masks) + 2) * one,
-        "limit": len(prompts) * limits.scoring(model, prompts.n_pos, masks),
+        "limit": len(prompts) * limits.scoring(model, prompts.n_pos, masks, n_tokens=len(prompts.asked)),
     }
 
 

@@ -6,7 +6,8 @@ sides, as is the one product a run that turns mean head outputs into what they a
 * a state that was ever computed is kept: the residual stream entering a layer, the heads' outputs there, and what leaves its MLP;
 * only heads that are kept are computed, and a change of one head costs that head's slice of the output projection;
 * a removed MLP costs nothing; the last layer computes keys and values of all positions, and everything else at the last one;
-* the unembedding is taken at the last position; corrupt prompts are run once (plain means).
+* the unembedding is taken at the last position, of the clean run for all tokens and else for those that the metric reads; corrupt prompts
+  are run once (plain means).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Costs:
         key_value: One head's key and value, a token.
         out: One head's slice of the output projection, a token.
         mlp: An MLP, a token.
-        unembed: The unembedding, a token.
+        unembed: The unembedding, a token of the prompt, of all tokens of the vocabulary or of those that the metric reads.
+        rest: That of the other tokens.
     """
 
     n_layers: int
@@ -40,14 +42,17 @@ class Costs:
     out: int
     mlp: int
     unembed: int
+    rest: int = 0
 
     @classmethod
-    def of(cls, model: HookedModel) -> Costs:
-        """Those of a model."""
+    def of(cls, model: HookedModel, n_tokens: int | None = None) -> Costs:
+        """Those of a model; with ``n_tokens``, of a metric that reads the logits of so many tokens."""
+        asked = model.d_vocab if n_tokens is None else n_tokens
         head = 2 * model.d_model * model.d_head
         weights = sum(parameter.numel() for parameter in model.module(0, "mlp").parameters() if parameter.ndim == 2)
         key_value = 2 * head * model.n_kv_heads // model.n_heads
-        return cls(model.n_layers, model.n_heads, head, key_value, head, 2 * weights, 2 * model.d_model * model.d_vocab)
+        unembed, rest = 2 * model.d_model * asked, 2 * model.d_model * (model.d_vocab - asked)
+        return cls(model.n_layers, model.n_heads, head, key_value, head, 2 * weights, unembed, rest)
 
     @property
     def attention(self) -> int:
@@ -106,7 +111,9 @@ class Ledger:
         return total
 
 
-def scoring(model: HookedModel, n_pos: int, masks: Iterable[Tensor], *, conditional: bool = False) -> int:
+def scoring(
+    model: HookedModel, n_pos: int, masks: Iterable[Tensor], *, conditional: bool = False, n_tokens: int | None = None
+) -> int:
     """FLOPs per prompt to score masks one after the other: the clean run, the corrupt run, the fully patched run, and then theirs.
 
     Args:
@@ -114,11 +121,12 @@ def scoring(model: HookedModel, n_pos: int, masks: Iterable[Tensor], *, conditio
         n_pos: Tokens per prompt.
         masks: Node masks in the order in which they are asked for.
         conditional: Whether MLP means are taken with the removed heads replaced, which asks for corrupt runs on the way.
+        n_tokens: How many tokens the metric reads; None for all.
     """
-    costs, graph = Costs.of(model), model.universe
+    costs, graph = Costs.of(model, n_tokens), model.universe
     clean, corrupt = Ledger(costs, n_pos), Ledger(costs, n_pos, narrow=False)
     full_heads, full_mlps = split(graph, graph.full())
-    total = clean.run(full_heads, full_mlps) + corrupt.run(full_heads, full_mlps)
+    total = clean.run(full_heads, full_mlps) + costs.rest + corrupt.run(full_heads, full_mlps)
     for mask in (graph.empty(), *masks):
         heads, mlps = split(graph, mask)
         total += clean.run(heads, mlps)
@@ -133,17 +141,17 @@ def split(graph: NodeUniverse, mask: Tensor) -> tuple[Tensor, Tensor]:
     return units[:, :-1].contiguous(), units[:, -1].contiguous()
 
 
-def every_position(model: HookedModel, n_pos: int) -> int:
+def every_position(model: HookedModel, n_pos: int, n_tokens: int | None = None) -> int:
     """FLOPs a prompt of knocking out every (node, position) alone, with the causal cone.
 
     A patch at position p changes one position of its own layer's MLP and the positions from p on in the layers above. The clean run,
     the corrupt run and the fully patched run are counted too.
     """
-    costs = Costs.of(model)
+    costs = Costs.of(model, n_tokens)
     cone = n_pos * (n_pos + 1) // 2
     whole_layer = cone * (costs.attention + costs.mlp)
     last_layer = cone * costs.n_heads * costs.key_value + n_pos * (costs.n_heads * (costs.query + costs.out) + costs.mlp)
-    total = scoring(model, n_pos, ())
+    total = scoring(model, n_pos, (), n_tokens=n_tokens)
     for layer in range(costs.n_layers):
         top = layer == costs.n_layers - 1
         above = 0 if top else (costs.n_layers - 2 - layer) * whole_layer + last_layer

@@ -55,5 +55,5 @@ def counts(model: HookedModel, prompts: PromptSet) -> dict[str, int]:
     return {
         "circuitkit": ours,
         "plain hooks": prepared + (len(graph) + 2) * one,
-        "limit": len(prompts) * limits.every_position(model, prompts.n_pos),
+        "limit": len(prompts) * limits.every_position(model, prompts.n_pos, len(prompts.asked)),
     }

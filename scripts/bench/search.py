@@ -43,7 +43,7 @@ def counts(model: HookedModel, prompts: PromptSet, circuit: Tensor, means: str) 
     ours = flops(lambda: asked.extend(subjects.search(model, prompts, circuit, means, speculate=False)))
     loop = PublishedLoop(model, prompts, conditional=means == "conditional")
     one = flops(lambda: loop.evaluate(model.universe.nodes[:2]))
-    limit = len(prompts) * limits.scoring(model, prompts.n_pos, asked, conditional=means == "conditional")
+    limit = len(prompts) * limits.scoring(model, prompts.n_pos, asked, n_tokens=len(prompts.asked), conditional=means == "conditional")
     return {"ours": ours, "published": len(asked) * one, "limit": limit}, asked
 
 

@@ -126,8 +126,10 @@ def test_the_costs_of_a_forward_pass_are_those_that_are_counted(real):
 def test_the_limit_charges_a_state_once(small):
     model, prompts = small
     mask = model.universe.without(model.universe.full(), ["a1.h0"])
-    once, twice = (limits.scoring(model, prompts.n_pos, [mask] * times) for times in (1, 2))
-    assert twice - once == limits.Costs.of(model).unembed
+    for n_tokens in (None, 3):
+        once, twice = (limits.scoring(model, prompts.n_pos, [mask] * times, n_tokens=n_tokens) for times in (1, 2))
+        assert twice - once == limits.Costs.of(model, n_tokens).unembed
+    assert limits.Costs.of(model, 3).unembed == 2 * 3 * model.d_model
 
 
 def test_rounds_take_turns_and_parts_are_scaled():
