@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from circuitkit.core.errors import ModelError
+from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel, Layer
+from circuitkit.models.resolve.probe import watched_attention
 
 _log = logging.getLogger(__name__)
 
@@ -79,3 +83,61 @@ def attention_patterns(
     with eager_attention(model):
         model.run(ids, visit, stop=max(chosen))
     return torch.stack([seen[layer].to(model.device, torch.float32) for layer in chosen])
+
+
+@dataclass(frozen=True)
+class AttentionTensors:
+    """What one layer's attention function is given, and what it makes of it. Final.
+
+    Attributes:
+        q, k, v: As attention sees them, behind rotary embedding and norms; keys and values have one slice for each key/value head, or one
+            for each query head where the model repeats them before.
+        pattern: What each head looks at; None where the family's eager function does not give it.
+        z: What it gives, before any gate and the output projection.
+    """
+
+    q: Float[Tensor, "prompt head pos d_head"]
+    k: Float[Tensor, "prompt some_heads pos d_head"]
+    v: Float[Tensor, "prompt some_heads pos d_value"]
+    pattern: Float[Tensor, "prompt head query key"] | None
+    z: Float[Tensor, "prompt pos head d_value"]
+
+
+def attention_tensors(model: HookedModel, ids: Int[Tensor, "prompt pos"], **inputs: Any) -> dict[int, AttentionTensors]:
+    """Queries, keys, values, patterns and outputs of every layer with attention heads, in one plain pass of the family's eager attention.
+
+    Args:
+        model: The model, with any implementation of attention.
+        ids: Token ids.
+        inputs: Further arguments of the model's forward, such as ``attention_mask``.
+
+    Returns:
+        By layer.
+
+    Raises:
+        ModelError: The model's attention does not go through transformers' attention interface.
+    """
+    if not model.map.interface:
+        raise ModelError(
+            f"The attention of {model.name} ({model.map.family}) does not go through transformers' attention interface, so what it is "
+            "given is not to be seen. Read heads' outputs (z) instead."
+        )
+    layers = {model.module(layer, "out_proj"): layer for layer in model.map.layers_with_heads}
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]] = []
+    found: dict[int, AttentionTensors] = {}
+
+    def see(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, z: Tensor, pattern: Tensor | None) -> Tensor:
+        seen.append((q.clone(), k.clone(), v.clone(), None if pattern is None else pattern.clone(), z.clone()))
+        return z
+
+    def behind(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found[layers[module]] = AttentionTensors(*seen[-1])  # the output projection comes right behind its attention
+
+    with ExitStack() as stack:
+        stack.enter_context(unwrapped(model.hf))
+        stack.enter_context(torch.no_grad())
+        for module in layers:
+            stack.callback(module.register_forward_pre_hook(behind).remove)
+        stack.enter_context(watched_attention(model.hf, see))
+        model.forward(ids, keep=1, **inputs)
+    return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from models_for_tests import FAMILIES, failing, same_state, state_of, tiny_model
 
 from circuitkit.core.errors import ModelError
-from circuitkit.models.attention import attention_patterns, eager_attention
+from circuitkit.models.attention import attention_patterns, attention_tensors, eager_attention
 
 IDS = torch.randint(0, 23, (3, 6), generator=torch.Generator().manual_seed(0))
 
@@ -91,3 +92,34 @@ def test_only_the_layers_that_are_needed_are_computed():
 def test_layers_that_are_not_there(layers, text):
     with pytest.raises(ModelError, match=text):
         attention_patterns(fused("gpt2"), IDS, layers)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma2"])
+def test_what_attention_sees_makes_the_pattern_and_what_the_heads_give(family):
+    """By hand from queries, keys and values as attention sees them: softmax of their products, and its sums of values."""
+    model = tiny_model(family)
+    seen = attention_tensors(model, IDS)
+    assert list(seen) == [0, 1, 2]
+    kept = {}
+    model.run(IDS, lambda layer: kept.update({layer.index: layer.z}))
+    patterns = attention_patterns(model, IDS)
+    for layer, one in seen.items():
+        group = model.n_heads // one.k.shape[1]
+        k, v = (part.repeat_interleave(group, 1) for part in (one.k, one.v))
+        scale = model.hf.config.query_pre_attn_scalar**-0.5 if family == "gemma2" else model.d_head**-0.5
+        scores = scale * one.q @ k.transpose(-1, -2)
+        if family == "gemma2":
+            scores = 50 * torch.tanh(scores / 50)
+        n_pos = IDS.shape[1]
+        scores = scores.masked_fill(torch.ones(n_pos, n_pos).triu(1).bool(), -torch.inf)
+        torch.testing.assert_close(scores.softmax(-1), one.pattern, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(one.pattern, patterns[layer], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close((one.pattern @ v).transpose(1, 2), one.z, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one.z, kept[layer], atol=1e-5, rtol=1e-5)
+
+
+def test_attention_that_cannot_be_watched_is_refused():
+    model = tiny_model("gpt2")
+    model.map = replace(model.map, interface=False)
+    with pytest.raises(ModelError, match="does not go through transformers' attention interface"):
+        attention_tensors(model, IDS)
