@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from circuitkit.core.errors import ModelError
 from circuitkit.models.bare import unwrapped
 from circuitkit.models.hooked import HookedModel, Layer
+from circuitkit.models.resolve.compare import error, tolerance
 from circuitkit.models.resolve.probe import watched_attention
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class AttentionTensors:
 
 
 def attention_tensors(model: HookedModel, ids: Int[Tensor, "prompt pos"], **inputs: Any) -> dict[int, AttentionTensors]:
-    """Queries, keys, values, patterns and outputs of every layer with attention heads, in one plain pass of the family's eager attention.
+    """Queries, keys, values, patterns and outputs of every layer with attention heads, in a pass of the family's own eager attention.
 
     Args:
         model: The model, with any implementation of attention.
@@ -115,7 +116,7 @@ def attention_tensors(model: HookedModel, ids: Int[Tensor, "prompt pos"], **inpu
         By layer.
 
     Raises:
-        ModelError: The model's attention does not go through transformers' attention interface.
+        ModelError: The model's attention does not go through transformers' attention interface, or is another one where it is watched.
     """
     if not model.map.interface:
         raise ModelError(
@@ -136,8 +137,15 @@ def attention_tensors(model: HookedModel, ids: Int[Tensor, "prompt pos"], **inpu
     with ExitStack() as stack:
         stack.enter_context(unwrapped(model.hf))
         stack.enter_context(torch.no_grad())
+        expected = model.forward(ids, keep=1, **inputs)
         for module in layers:
             stack.callback(module.register_forward_pre_hook(behind).remove)
         stack.enter_context(watched_attention(model.hf, see))
-        model.forward(ids, keep=1, **inputs)
+        apart = error(model.forward(ids, keep=1, **inputs), expected)
+    # Some families (sparse attention behind an index) attend in another way where their attention is watched.
+    if not apart <= 10 * tolerance(model.dtype):
+        raise ModelError(
+            f"{model.name} ({model.map.family}) gives other logits where its attention is watched, by {apart:.2g} of their spread, so what "
+            "was seen is not what it does. Read heads' outputs (z) instead."
+        )
     return found

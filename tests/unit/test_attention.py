@@ -10,7 +10,9 @@ import torch
 from models_for_tests import FAMILIES, failing, same_state, state_of, tiny_model
 
 from circuitkit.core.errors import ModelError
+from circuitkit.models import tiny
 from circuitkit.models.attention import attention_patterns, attention_tensors, eager_attention
+from circuitkit.models.hooked import HookedModel
 
 IDS = torch.randint(0, 23, (3, 6), generator=torch.Generator().manual_seed(0))
 
@@ -116,6 +118,13 @@ def test_what_attention_sees_makes_the_pattern_and_what_the_heads_give(family):
         torch.testing.assert_close(one.pattern, patterns[layer], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close((one.pattern @ v).transpose(1, 2), one.z, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(one.z, kept[layer], atol=1e-5, rtol=1e-5)
+
+
+def test_attention_that_is_another_one_where_it_is_watched_is_refused():
+    """DeepSeek's sparse attention drops what its index leaves out, but not where attention is watched."""
+    model = HookedModel(tiny.tiny_model("deepseek_v32"))
+    with pytest.raises(ModelError, match="gives other logits where its attention is watched"):
+        attention_tensors(model, torch.randint(3, 60, (2, 11), generator=torch.Generator().manual_seed(0)))
 
 
 def test_attention_that_cannot_be_watched_is_refused():
