@@ -63,7 +63,9 @@ class Command:
 @cache
 def _server() -> subprocess.Popen[bytes]:
     # Without a buffer, because a line that waits in one is not seen by select.
-    server = subprocess.Popen([sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    # With one thread, because a process with several must not be forked.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    server = subprocess.Popen([sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=env)
     atexit.register(lambda: (server.stdin.close(), server.wait(60)))
     return server
 

@@ -6,7 +6,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CIRCUITKIT_CACHE"] = "off"  # what was found in one run must not be believed in the next
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # several processes share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; what is set here was set by the one that started them
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import jaxtyping
 import pytest
